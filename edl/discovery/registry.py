@@ -1,0 +1,151 @@
+"""Who is alive: entries in etcd that live as long as the process that made them.
+
+A teacher's key is ``/service/<service>/nodes/<host:port>`` (the layout of the original
+``paddle_edl``), bound to a lease. Its value is one line of JSON that describes the teacher.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from edl.discovery.etcd import Etcd
+from edl.errors import AlreadyRegistered, ConfigError, DiscoveryError, EtcdUnavailable
+
+logger = logging.getLogger(__name__)
+
+ROOT = "/service"
+
+
+def nodes_prefix(service: str) -> str:
+    """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
+    if not service or "/" in service or service != service.strip():
+        raise ConfigError(f"service name {service!r} must not be empty or contain '/' or blanks")
+    return f"{ROOT}/{service}/nodes/"
+
+
+def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
+    """The teachers of a service, endpoint to value, and the revision they were read at."""
+    prefix = nodes_prefix(service)
+    response = etcd.call(lambda client: client.get_prefix_response(prefix))
+    nodes = {
+        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace")
+        for kv in response.kvs
+    }
+    return nodes, response.header.revision
+
+
+class Registration:
+    """Keeps one endpoint's entry in the registry for as long as it is healthy.
+
+    ``start`` writes the entry; a thread then keeps its lease alive. The entry is withdrawn while
+    ``healthy()`` is false and written again when it is true. If etcd loses the lease (it expired
+    while this process was stopped, or etcd was wiped), the entry is written anew, unless another
+    process has taken the endpoint meanwhile. An entry of another process is never overwritten
+    and never removed: writing requires that there is none, and removing is revoking our lease.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        service: str,
+        endpoint: str,
+        value: str,
+        ttl: int = 10,
+        healthy: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._etcd = etcd
+        self._key = nodes_prefix(service) + endpoint
+        self._value = value
+        self._ttl = ttl
+        self._healthy = healthy
+        self._lease: Optional[Any] = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="edl-registration", daemon=True)
+
+    def start(self, patience: float = 30.0) -> None:
+        """Write the entry and start keeping it alive.
+
+        Waits up to ``patience`` seconds for etcd to answer, and for an entry that a dead process
+        left behind to expire. Raises EtcdUnavailable or AlreadyRegistered after that.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._write()
+                break
+            except (EtcdUnavailable, AlreadyRegistered) as error:
+                if time.monotonic() > deadline:
+                    raise
+                logger.warning("%s; trying again", error)
+                self._stopped.wait(1.0)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Withdraw the entry and stop. Does not raise: what cannot be withdrawn now expires."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self._withdraw()
+        except DiscoveryError as error:
+            logger.warning("%s stays until its lease expires: %s", self._key, error)
+
+    def _keep(self) -> None:
+        while not self._stopped.wait(self._ttl / 3):
+            try:
+                self._keep_once()
+            except AlreadyRegistered as error:
+                logger.error("%s; this process stays out of the registry", error)
+            except DiscoveryError as error:
+                logger.warning("keeping %s alive failed: %s", self._key, error)
+
+    def _keep_once(self) -> None:
+        if not self._healthy():
+            if self._lease is not None:
+                logger.warning("%s is not healthy: withdrawn from the registry", self._key)
+                self._withdraw()
+        elif self._lease is None:
+            self._write()
+            logger.info("%s is in the registry again", self._key)
+        elif not self._refresh():
+            logger.warning("etcd no longer knows the lease of %s", self._key)
+            self._lease = None
+            self._write()
+
+    def _refresh(self) -> bool:
+        """Whether the lease lives on."""
+        lease = self._lease
+        assert lease is not None
+        replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
+        return bool(replies) and replies[0].TTL > 0
+
+    def _write(self) -> None:
+        lease = self._etcd.call(lambda client: client.lease(self._ttl))
+
+        def put_if_absent(client: Any) -> bool:
+            absent = client.transactions.create(self._key) == 0
+            put = client.transactions.put(self._key, self._value, lease)
+            written, _ = client.transaction(compare=[absent], success=[put], failure=[])
+            return written
+
+        if not self._etcd.call(put_if_absent):
+            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+            raise AlreadyRegistered(f"another process holds {self._key}")
+        self._lease = lease
+
+    def _withdraw(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+        except EtcdUnavailable:
+            raise
+        except DiscoveryError as error:  # such as: lease not found, it has expired
+            logger.debug("revoking the lease of %s: %s", self._key, error)
+
+
+

@@ -1,0 +1,35 @@
+"""Control messages between the front process and a worker: JSON, one length-prefixed object each.
+
+Tensors do not pass here: a message says where in an arena they are.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edl.serving.arena import Arena
+
+LENGTH = struct.Struct("!I")
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """One message as bytes."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+def tensor_ref(offset: int, array: np.ndarray) -> list[Any]:
+    """What a message says of an array that lies at ``offset`` of an arena."""
+    return [offset, array.dtype.str, list(array.shape)]
+
+
+def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
+    """The array that a message speaks of, as a view of the arena."""
+    offset, dtype, shape = ref
+    flat_size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return np.frombuffer(arena.view(offset, flat_size), dtype).reshape(shape)

@@ -1,0 +1,229 @@
+"""What a worker process runs: a Paddle inference model, or anything with the same two members."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+import numpy as np
+
+from edl.errors import ConfigError, MissingDependencyError, ModelError
+from edl.serving.description import Description, TensorSpec
+from edl.serving.model import ModelFiles, find_model
+from edl.serving.prototxt import ModelConfig, Variable, read_config
+
+
+class Predictor(Protocol):
+    """Computes outputs from feeds, one call at a time."""
+
+    description: Description
+
+    def run(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, np.ndarray]:
+        """Outputs (rows first) for feeds with the same number of rows, both by alias."""
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """Which predictor a worker makes.
+
+    ``model``: a model directory or prefix. ``python``: ``module:factory`` instead, where
+    ``factory()`` returns a Predictor. ``device``: ``cpu``, ``gpu`` or ``gpu:N``.
+    ``cpu_threads``: threads of the CPU math library; 0 leaves it to Paddle.
+    """
+
+    model: str = ""
+    python: str = ""
+    device: str = "cpu"
+    cpu_threads: int = 0
+
+
+def load_predictor(options: PredictorOptions) -> Predictor:
+    """Make the predictor and run it once on zeros, so that the first request is not the slow one."""
+    predictor: Predictor
+    if options.python:
+        predictor = _load_python(options.python)
+    else:
+        predictor = PaddlePredictor(find_model(Path(options.model)), options)
+    _warm_up(predictor)
+    return predictor
+
+
+def _load_python(target: str) -> Predictor:
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"cannot make a predictor from {target!r}: {error}") from error
+
+
+def _warm_up(predictor: Predictor) -> None:
+    specs = predictor.description.feeds
+    if any(-1 in spec.shape or spec.dtype == "str" for spec in specs.values()):
+        return  # no telling what sizes make sense
+    zeros = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in specs.items()}
+    predictor.run(zeros, list(predictor.description.fetches))
+
+
+class PaddlePredictor:
+    """A Paddle inference model behind :class:`Predictor`'s interface.
+
+    Raises ModelError if the files are not a model that can be served, MissingDependencyError if
+    Paddle is not installed.
+    """
+
+    def __init__(self, files: ModelFiles, options: PredictorOptions) -> None:
+        paddle = _import_paddle()
+        from paddle import inference
+
+        config = inference.Config(str(files.program), str(files.params or ""))
+        config.disable_glog_info()
+        if files.params is not None:  # Paddle fails to load a program without parameters with it
+            config.enable_memory_optim()
+        kind, _, index = options.device.partition(":")
+        if kind == "gpu":
+            if not paddle.is_compiled_with_cuda():
+                raise ModelError(
+                    "device gpu was asked for, but this Paddle is built for CPU only; "
+                    "install paddlepaddle-gpu or say --device cpu"
+                )
+            config.enable_use_gpu(256, int(index or 0))
+        elif kind == "cpu":
+            config.disable_gpu()
+            if options.cpu_threads:
+                config.set_cpu_math_library_num_threads(options.cpu_threads)
+        else:
+            raise ConfigError(f"device {options.device!r} is not cpu, gpu or gpu:N")
+        try:
+            model = _read_model(paddle, files)
+            self._predictor = inference.create_predictor(config)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever Paddle's C++ says of a broken file
+            raise ModelError(f"Paddle cannot load {files.program}: {error}") from error
+        self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
+        self.model = model
+        self.description = model.describe(device=options.device)
+
+    def run(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, np.ndarray]:
+        """See :class:`Predictor`."""
+        for alias, array in feeds.items():
+            handle = self._predictor.get_input_handle(self._names[alias])
+            handle.reshape(array.shape)
+            handle.copy_from_cpu(np.ascontiguousarray(array))
+        self._predictor.run()
+        return {
+            alias: self._predictor.get_output_handle(self._names[alias]).copy_to_cpu()
+            for alias in fetches
+        }
+
+
+def _import_paddle() -> Any:
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about compilers that a teacher does not need
+        try:
+            import paddle
+        except ImportError as error:
+            raise MissingDependencyError(
+                "hosting a Paddle model needs Paddle: pip install paddlepaddle, or "
+                f"paddlepaddle-gpu ({error}; python is {sys.executable})"
+            ) from error
+    return paddle
+
+
+def _read_model(paddle: Any, files: ModelFiles) -> ModelConfig:
+    """Names, shapes and dtypes, from the program itself; aliases from the prototxt, if any."""
+    model = _read_program(paddle, files)
+    if files.conf is None:
+        return model
+    conf = read_config(files.conf)
+    feeds = _with_aliases(model.feeds, conf.feeds, files.conf)
+    fetches = _with_aliases(model.fetches, conf.fetches, files.conf)
+    return ModelConfig(feeds, fetches)
+
+
+def _with_aliases(
+    variables: tuple[Variable, ...], named: tuple[Variable, ...], conf: Path
+) -> tuple[Variable, ...]:
+    by_name = {variable.name: variable for variable in variables}
+    missing = [variable.name for variable in named if variable.name not in by_name]
+    if missing:
+        raise ModelError(
+            f"{conf} names {', '.join(missing)}, but the model beside it has {', '.join(by_name)}"
+        )
+    return tuple(
+        Variable(variable.name, variable.alias, by_name[variable.name].spec) for variable in named
+    )
+
+
+def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
+    static_before = not paddle.in_dynamic_mode()
+    paddle.enable_static()
+    try:
+        with paddle.static.scope_guard(paddle.static.Scope()):
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            if files.params is None:
+                prefix, names = files.program.with_suffix(""), {}
+            else:
+                prefix = files.program.parent
+                names = {"model_filename": files.program.name, "params_filename": files.params.name}
+            program, feed_names, fetch_vars = paddle.static.load_inference_model(
+                str(prefix), executor, **names
+            )
+            feeds = _feed_variables(program, feed_names)
+            fetches = [
+                _variable(_fetch_name(value, index), value) for index, value in enumerate(fetch_vars)
+            ]
+            return ModelConfig(tuple(feeds), tuple(fetches))
+    finally:
+        if not static_before:
+            paddle.disable_static()
+
+
+def _feed_variables(program: Any, names: Sequence[str]) -> list[Variable]:
+    block = program.global_block()
+    if hasattr(block, "var"):  # a .pdmodel program
+        return [_variable(name, block.var(name)) for name in names]
+    values = {
+        operator.attrs()["name"]: operator.results()[0]
+        for operator in block.ops
+        if operator.name() == "pd_op.data"
+    }
+    return [_variable(name, values[name]) for name in names]
+
+
+def _fetch_name(value: Any, index: int) -> str:
+    """The name the inference predictor gives this output."""
+    try:
+        return value.name
+    except ValueError:  # values of a .json program have no names; the predictor numbers them
+        return f"fetch_name_{index}"
+
+
+def _variable(name: str, value: Any) -> Variable:
+    shape = tuple(int(size) for size in value.shape)
+    if not shape or shape[0] != -1:
+        raise ModelError(
+            f"variable {name!r} has shape {list(shape)}: its first dimension must be the batch's, "
+            "of any size; export the model with InputSpec([None, ...])"
+        )
+    return Variable(name, name, TensorSpec(shape[1:], _dtype_name(value.dtype)))
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = str(dtype).rpartition(".")[2].lower()
+    return {"bfloat16": "uint16", "fp32": "float32", "fp64": "float64", "fp16": "float16"}.get(
+        name, name
+    )
+
+
+def default_device() -> Optional[str]:
+    """``gpu`` if this Paddle can use one, else ``cpu``."""
+    paddle = _import_paddle()
+    return "gpu" if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu"
