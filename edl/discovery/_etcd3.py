@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 import types
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 import google.protobuf
 
 from edl.errors import MissingDependencyError
+
+# Forking (a DataLoader's workers do) while a watch is open makes gRPC print a line each time.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 #: In order of dependence: rpc.proto imports the other two.
 _MODULES = ("kv_pb2", "auth_pb2", "rpc_pb2")

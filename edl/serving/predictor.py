@@ -83,8 +83,6 @@ class PaddlePredictor:
 
         config = inference.Config(str(files.program), str(files.params or ""))
         config.disable_glog_info()
-        if files.params is not None:  # Paddle fails to load a program without parameters with it
-            config.enable_memory_optim()
         kind, _, index = options.device.partition(":")
         if kind == "gpu":
             if not paddle.is_compiled_with_cuda():
@@ -168,9 +166,9 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
     try:
         with paddle.static.scope_guard(paddle.static.Scope()):
             executor = paddle.static.Executor(paddle.CPUPlace())
-            if files.params is None:
-                prefix, names = files.program.with_suffix(""), {}
-            else:
+            prefix, names = files.program.with_suffix(""), {}
+            if files.program.name == "__model__":
+                assert files.params is not None
                 prefix = files.program.parent
                 names = {"model_filename": files.program.name, "params_filename": files.params.name}
             program, feed_names, fetch_vars = paddle.static.load_inference_model(

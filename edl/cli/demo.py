@@ -1,0 +1,32 @@
+"""``edl demo``: demonstrations that run on one machine with nothing else installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import click
+
+
+@click.group()
+def command() -> None:
+    """Run a demonstration on this machine."""
+
+
+@command.command()
+@click.option("--seeds", default=5, show_default=True, help="Students trained of each kind.")
+@click.option("--epochs", default=30, show_default=True, help="Epochs per student.")
+@click.option(
+    "--work-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the model and logs here.  [default: a temporary directory, removed at the end]",
+)
+def digits(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
+    """Distil a small network for handwritten digits, while teachers come and go.
+
+    Trains a teacher, hosts it twice, trains small students without and with its soft labels, kills
+    one teacher in mid-epoch and starts another, and compares.
+    """
+    from edl.demos.digits import run
+
+    run(seeds, epochs, work_dir)

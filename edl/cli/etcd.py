@@ -1,0 +1,41 @@
+"""``edl etcd``: an etcd for small clusters and experiments."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=2379, show_default=True, help="Port for clients; 0: a free one.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to keep data. Without it, a temporary directory that is removed at the end.",
+)
+def command(host: str, port: int, data_dir: Optional[Path]) -> None:
+    """Run an etcd for small clusters and experiments.
+
+    Prints its endpoint when it answers, and runs until Ctrl-C or SIGTERM. In production use your own
+    cluster.
+    """
+    from edl.discovery.embedded import EmbeddedEtcd
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    server = EmbeddedEtcd(data_dir, port, host)
+    try:
+        server.start()
+        click.echo(f"etcd ready at {server.endpoint}")
+        status = server.wait()
+        raise click.ClickException(f"etcd ended by itself with status {status}")
+    except KeyboardInterrupt:
+        click.echo("etcd stopped")
+    finally:
+        server.stop()

@@ -1,0 +1,158 @@
+"""``edl teacher``: host a model, registered in etcd for as long as it is healthy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from edl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edl.discovery import Registration
+    from edl.serving.server import TeacherServer
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option("--model", help="Directory (or DIR/NAME prefix) of a Paddle inference model.")
+@click.option("--python", help="MODULE:FACTORY of a predictor in Python instead of a model.")
+@click.option("--etcd", help="etcd endpoints to register in, comma-separated.")
+@click.option("--service", help="Service name to register under.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, help="Port to listen on.  [default: a free one]")
+@click.option(
+    "--advertise",
+    help="Host that students reach this teacher at.  [default: --host, or this machine's address]",
+)
+@click.option("--ttl", default=10, show_default=True, help="Seconds a dead teacher stays registered.")
+@click.option("--workers", default=1, show_default=True, help="Predictor processes.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, gpu or gpu:N.")
+@click.option("--cpu-threads", default=0, help="Math threads per worker.  [default: Paddle's choice]")
+@click.option("--max-batch-rows", default=64, show_default=True, help="Rows merged into one batch.")
+@click.option(
+    "--max-wait-ms", default=0.0, show_default=True, help="How long a request waits to be merged."
+)
+def command(**options: Any) -> None:
+    """Host a teacher model behind Paddle Serving's protocol.
+
+    Prints its endpoint when it is ready. On SIGTERM or Ctrl-C it leaves the registry, answers what
+    it has accepted, and exits with status 0; a second signal ends it at once.
+    """
+    if bool(options["model"]) == bool(options["python"]):
+        raise click.UsageError("name a model with --model DIR, or a predictor with --python")
+    if bool(options["etcd"]) != bool(options["service"]):
+        raise click.UsageError("--etcd and --service go together")
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: dict[str, Any]) -> None:
+    from edl.serving.predictor import PredictorOptions
+    from edl.serving.server import ServerOptions, TeacherServer
+
+    predictor = PredictorOptions(
+        model=options["model"] or "",
+        python=options["python"] or "",
+        device=options["device"],
+        cpu_threads=options["cpu_threads"],
+    )
+    server_options = ServerOptions(
+        host=options["host"],
+        port=options["port"],
+        workers=options["workers"],
+        max_batch_rows=options["max_batch_rows"],
+        max_wait=options["max_wait_ms"] / 1000,
+    )
+    server = TeacherServer(predictor, server_options)
+    stop = _stop_on_signals()
+    try:
+        await _live(server, options, stop)
+    except asyncio.CancelledError:
+        raise click.ClickException("stopped at once by a second signal") from None
+    finally:
+        await server.stop()
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; the second cancels the calling task."""
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def on_signal() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, on_signal)
+    return stop
+
+
+async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Event) -> None:
+    """Start, register, serve until ``stop``, deregister, drain."""
+    starting = asyncio.ensure_future(server.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        return
+    await starting
+    endpoint = f"{_advertised_host(options)}:{server.port}"
+    registration = await _register(server, endpoint, options) if options["etcd"] else None
+    click.echo(f"teacher ready at {endpoint}")
+    await stopping
+    logger.info("leaving the registry and draining")
+    if registration is not None:
+        await asyncio.to_thread(registration.stop)
+    await server.drain()
+
+
+async def _register(
+    server: TeacherServer, endpoint: str, options: dict[str, Any]
+) -> Registration:
+    from edl.discovery import Etcd, Registration
+
+    value = {
+        **json.loads(server.description.to_json()),
+        "protocol": "baidu_std",
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "workers": options["workers"],
+    }
+    registration = Registration(
+        Etcd(options["etcd"]),
+        options["service"],
+        endpoint,
+        json.dumps(value),
+        ttl=options["ttl"],
+        healthy=lambda: server.healthy,
+    )
+    await asyncio.to_thread(registration.start)
+    return registration
+
+
+def _advertised_host(options: dict[str, Any]) -> str:
+    """What students should connect to."""
+    host = options["advertise"] or options["host"]
+    if host not in ("0.0.0.0", "::"):
+        return host
+    target: Optional[str] = options["etcd"]
+    if target is None:
+        return socket.gethostname()
+    from edl.discovery.etcd import parse_endpoints
+
+    # The address this machine uses towards etcd; connecting a datagram socket sends nothing.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(parse_endpoints(target)[0])
+        except OSError as error:
+            raise ConfigError(f"cannot tell this machine's address; use --advertise: {error}") from error
+        return sock.getsockname()[0]

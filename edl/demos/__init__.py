@@ -1,0 +1,1 @@
+"""Demonstrations that ``edl demo`` runs."""

@@ -1,0 +1,211 @@
+"""The forms in which a source yields data, and how predictions are added to each.
+
+==============  ===============================  ==============================================
+form            the source yields                the student gets
+==============  ===============================  ==============================================
+sample          one sample: a tuple of slots     the sample's slots, then its predictions
+sample list     a list of samples                a list of such samples
+batch           a tuple, list or dict of slots   the same with the predictions appended (tuple,
+                with rows first                  list) or added by name (dict)
+==============  ===============================  ==============================================
+
+A slot is a numpy array, a Paddle tensor, or anything numpy takes. What the source yielded is passed
+on as the same objects; arrays for the teacher are views of it (samples have to be stacked).
+Predictions are numpy arrays, or tensors where the batch's slots are tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+
+from edl.errors import SourceError
+
+
+@dataclass
+class SampleBatch:
+    """Samples that are sent to a teacher together."""
+
+    samples: list[tuple]
+
+    @property
+    def rows(self) -> int:
+        """How many samples there are."""
+        return len(self.samples)
+
+    @property
+    def nbytes(self) -> int:
+        """Roughly what they hold: the first sample's size times their number."""
+        if not self.samples:
+            return 0
+        return len(self.samples) * sum(_nbytes(slot) for slot in self.samples[0])
+
+    def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
+        """Slot ``index`` of samples ``start:stop``, stacked. Raises SourceError."""
+        try:
+            return np.stack([as_array(sample[index]) for sample in self.samples[start:stop]])
+        except IndexError:
+            shortest = min(len(sample) for sample in self.samples)
+            raise SourceError(
+                f"slot {index} ({name!r}) is missing: a sample has {shortest} slots"
+            ) from None
+        except ValueError as error:
+            raise SourceError(f"slot {index} ({name!r}) cannot be stacked: {error}") from error
+
+    def with_predictions(self, predictions: dict[str, np.ndarray]) -> list[tuple]:
+        """Every sample with its own rows of the predictions."""
+        columns = predictions.values()
+        return [
+            (*sample, *(column[row] for column in columns))
+            for row, sample in enumerate(self.samples)
+        ]
+
+
+@dataclass
+class ArrayBatch:
+    """A batch of slots with rows first; ``value`` is what the source yielded."""
+
+    value: Any
+    rows: int
+    nbytes: int
+    _arrays: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop`` of a slot, without a copy. Raises SourceError."""
+        array = self._arrays.get(index)
+        if array is None:
+            array = as_array(_slot(self.value, index, name))
+            if not array.ndim or len(array) != self.rows:
+                raise SourceError(
+                    f"slot {index} ({name!r}) has shape {array.shape}, but the batch has "
+                    f"{self.rows} rows"
+                )
+            self._arrays[index] = array
+        return array if stop - start == self.rows else array[start:stop]
+
+    def with_predictions(self, predictions: dict[str, np.ndarray]) -> Any:
+        """The batch as it came, followed by the predictions."""
+        value = self.value
+        slots = value.values() if isinstance(value, dict) else _slots(value)
+        if any(is_tensor(slot) for slot in slots):
+            to_tensor = sys.modules["paddle"].to_tensor
+            predictions = {name: to_tensor(array) for name, array in predictions.items()}
+        if isinstance(value, dict):
+            clash = value.keys() & predictions.keys()
+            if clash:
+                raise SourceError(f"the batch already has {', '.join(sorted(clash))}")
+            return {**value, **predictions}
+        if isinstance(value, list):
+            return [*value, *predictions.values()]
+        return (*_slots(value), *predictions.values())
+
+
+def read_samples(samples: Iterable[Any], rows: int) -> Iterator[SampleBatch]:
+    """Samples, ``rows`` at a time."""
+    iterator = iter(samples)
+    while True:
+        group = [_sample(sample) for sample in itertools.islice(iterator, rows)]
+        if not group:
+            return
+        yield SampleBatch(group)
+
+
+def read_sample_lists(lists: Iterable[Any]) -> Iterator[SampleBatch]:
+    """Lists of samples, one list at a time. Raises SourceError for anything else."""
+    for item in lists:
+        if not isinstance(item, (list, tuple)):
+            raise SourceError(
+                f"a sample list generator must yield lists of samples, not {type(item).__name__}"
+            )
+        yield SampleBatch([_sample(sample) for sample in item])
+
+
+def read_batches(batches: Iterable[Any], names: Sequence[Optional[str]]) -> Iterator[ArrayBatch]:
+    """Batches of slots. Raises SourceError for one whose rows cannot be counted."""
+    for value in batches:
+        yield ArrayBatch(value, _count_rows(value, names), _batch_nbytes(value))
+
+
+def _sample(value: Any) -> tuple:
+    if isinstance(value, (tuple, list)):
+        return tuple(value)
+    return (value,)
+
+
+def _slots(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _slot(value: Any, index: int, name: str) -> Any:
+    if isinstance(value, dict):
+        if name not in value:
+            raise SourceError(f"the batch has no {name!r}; it has {', '.join(map(str, value))}")
+        return value[name]
+    slots = _slots(value)
+    if index >= len(slots):
+        raise SourceError(f"slot {index} ({name!r}) is missing: the batch has {len(slots)} slots")
+    return slots[index]
+
+
+def _count_rows(value: Any, names: Sequence[Optional[str]]) -> int:
+    """Rows of the first slot that has a name."""
+    for index, name in enumerate(names):
+        if name is None or (isinstance(value, dict) and name not in value):
+            continue
+        slot = _slot(value, index, name)
+        shape = getattr(slot, "shape", None)
+        if shape is None:
+            shape = np.shape(slot)
+        if len(shape):
+            return int(shape[0])
+        raise SourceError(f"slot {index} ({name!r}) has no rows: its shape is ()")
+    raise SourceError(f"none of {list(names)} is in a batch of type {type(value).__name__}")
+
+
+def _batch_nbytes(value: Any) -> int:
+    slots = value.values() if isinstance(value, dict) else _slots(value)
+    return sum(_nbytes(slot) for slot in slots)
+
+
+def _nbytes(slot: Any) -> int:
+    if isinstance(slot, np.ndarray):
+        return slot.nbytes
+    if is_tensor(slot):
+        return int(slot.size) * int(slot.element_size())
+    return sys.getsizeof(slot)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a Paddle tensor; does not import Paddle."""
+    paddle = sys.modules.get("paddle")
+    return paddle is not None and isinstance(value, getattr(paddle, "Tensor", ()))
+
+
+def as_array(value: Any) -> np.ndarray:
+    """``value`` as a numpy array: itself, a view of a CPU tensor's memory, or a conversion."""
+    if isinstance(value, np.ndarray):
+        return value
+    if is_tensor(value):
+        return _tensor_memory(value)
+    return np.asarray(value)
+
+
+def _tensor_memory(tensor: Any) -> np.ndarray:
+    if tensor.place.is_cpu_place():
+        try:
+            return np.from_dlpack(tensor.detach())
+        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+            pass  # a dtype (bfloat16) or a Paddle for which numpy cannot share the memory
+    return tensor.numpy()
+
+
+def join_parts(parts: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The predictions of a whole batch from those of its tasks, rows in order."""
+    if len(parts) == 1:
+        return {name: np.require(parts[0][name], requirements=["A"]) for name in names}
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -1,0 +1,590 @@
+"""Which task goes to which teacher, and when: the one state machine behind DistillReader.
+
+No threads, no sockets, no clock: every method is called with the time where it matters, changes the
+state, and returns. ``session`` drives it from the threads that do the I/O, under one lock.
+
+The life of a batch::
+
+    add ──► tasks waiting ──next_task──► in flight at a teacher ──answered──► finished ──take──► student
+                 ▲                            │
+                 └── failed / lost / timed ◄──┘          (or sent a second time: a hedge)
+                     out: first in line again
+
+Batches are numbered in the order of the source and taken in that order. A batch is cut into tasks of
+at most ``teacher_batch_size`` rows; tasks are numbered in the same order, so the lowest number is
+always first in line.
+
+Flow control is that of EDL-Dist (arXiv 2207.06667, section 3): the volume of finished batches that
+the student has not taken is held between a lower and an upper threshold. Below the lower one more
+tasks are put in flight at each teacher; above the upper one nothing is sent, except for the batch
+that the student will take next, without which the volume could never fall.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Optional, TypeVar
+
+from edl.errors import BatchRefused, ReaderError
+
+#: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
+Payload = TypeVar("Payload")
+
+_RECENT = 64  # latencies that "usual" is computed from
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds. Volumes are of finished batches that the student has not taken yet.
+
+    ``low_*``, ``high_*``: the volume is low when it is under both low thresholds, high when it
+    reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per teacher.
+    ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been silent for ten
+    times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
+    teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
+    latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
+    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were lost
+    or failed this often is given up. ``refusal_patience``: seconds that a task which every connected
+    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held, those
+    in flight included.
+    """
+
+    low_batches: int = 4
+    high_batches: int = 16
+    low_bytes: int = 64 << 20
+    high_bytes: int = 512 << 20
+    min_window: int = 2
+    max_window: int = 8
+    min_timeout: float = 2.0
+    max_timeout: float = 60.0
+    hedge_factor: float = 4.0
+    hedge_min: float = 0.05
+    hedge_share: float = 0.05
+    max_attempts: int = 10
+    refusal_patience: float = 5.0
+    max_bytes: int = 4 << 30
+
+
+@dataclass
+class Task:
+    """Rows ``start:stop`` of a batch, to be computed by one teacher."""
+
+    id: int
+    batch: int
+    part: int
+    start: int
+    stop: int
+    sent_to: dict[str, float] = field(default_factory=dict)  # in flight at, since when
+    refusals: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    hedged: bool = False
+    refused_since: float = 0.0
+
+
+@dataclass
+class Finished(Generic[Payload]):
+    """A batch in its turn: every part's outputs in the order of rows, or the error."""
+
+    payload: Optional[Payload]
+    parts: list[Any]
+    error: Optional[BaseException] = None
+
+
+@dataclass
+class _Batch(Generic[Payload]):
+    number: int
+    payload: Optional[Payload]
+    nbytes: int
+    first_task: int = 0
+    parts: list[Any] = field(default_factory=list)
+    missing: int = 0
+    error: Optional[BaseException] = None
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing or self.error is not None
+
+
+@dataclass
+class TeacherState:
+    """What is known of a connected teacher. ``usual`` is seconds per task at the head of its queue."""
+
+    name: str
+    window: int
+    in_flight: dict[int, float] = field(default_factory=dict)  # task id, when it was sent
+    last_heard: float = 0.0
+    usual: float = 0.0
+    deviation: float = 0.0
+    failures_in_a_row: int = 0
+    suspended_until: float = 0.0
+    retiring: bool = False
+    answered: int = 0
+    rows: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def has_room(self, now: float) -> bool:
+        """Whether it may be sent a task."""
+        free = len(self.in_flight) < self.window
+        return free and now >= self.suspended_until and not self.retiring
+
+    def silence_limit(self, limits: Limits) -> float:
+        """Seconds without a sign of life after which it is given up."""
+        if not self.answered:
+            return limits.max_timeout
+        adapted = 10 * self.usual + 4 * self.deviation
+        return min(limits.max_timeout, max(limits.min_timeout, adapted))
+
+    def waiting_since(self) -> float:
+        """Since when it owes a sign of life (call only with tasks in flight)."""
+        return max(self.last_heard, min(self.in_flight.values()))
+
+
+@dataclass
+class Counters:
+    """What has happened so far, for ``reader.stats()``."""
+
+    batches: int = 0
+    tasks_sent: int = 0
+    resent: int = 0
+    hedged: int = 0
+    duplicates: int = 0
+    lost_teachers: int = 0
+
+
+class Dispatch(Generic[Payload]):
+    """The state and every decision. Not thread-safe: the caller holds one lock around it."""
+
+    def __init__(self, limits: Optional[Limits] = None) -> None:
+        self.limits = limits or Limits()
+        self.counters = Counters()
+        self.teachers: dict[str, TeacherState] = {}
+        self.known: set[str] = set()  # every teacher there is, connected or not
+        self._batches: dict[int, _Batch[Payload]] = {}
+        self._tasks: dict[int, Task] = {}
+        self._waiting: list[int] = []  # task ids, sorted
+        self._next_task_id = 0
+        self._next_batch = 0
+        self._head = 0  # the batch that the student takes next
+        self._ready_batches = 0
+        self._ready_bytes = 0
+        self._held_bytes = 0
+        self._cleared_below = 0  # tasks before this one belong to an epoch that was left
+        self._usual_latency = 0.0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    # --- the source -------------------------------------------------------------------------
+
+    def wants_input(self) -> bool:
+        """Whether the source should be read: there is room at the teachers, and volume is wanted."""
+        if self.high or (self._batches and self._held_bytes >= self.limits.max_bytes):
+            return False
+        room = sum(
+            max(0, teacher.window - len(teacher.in_flight)) for teacher in self.teachers.values()
+        )
+        return len(self._waiting) <= room
+
+    def add(self, payload: Payload, rows: int, nbytes: int, task_rows: int) -> int:
+        """Append the source's next batch, cut into tasks of at most ``task_rows`` rows.
+
+        A batch without rows needs a teacher too: only it knows the outputs' shapes. Returns the
+        batch's number.
+        """
+        batch: _Batch[Payload] = _Batch(
+            self._next_batch, payload, nbytes, self._next_task_id
+        )
+        self._next_batch += 1
+        self._batches[batch.number] = batch
+        self._held_bytes += nbytes
+        for start in range(0, max(rows, 1), task_rows):
+            task = Task(
+                self._next_task_id, batch.number, len(batch.parts), start, min(rows, start + task_rows)
+            )
+            self._next_task_id += 1
+            self._tasks[task.id] = task
+            self._waiting.append(task.id)
+            batch.parts.append(None)
+        batch.missing = len(batch.parts)
+        return batch.number
+
+    def add_error(self, error: BaseException) -> None:
+        """The source raised: the error takes the next batch's place in the order."""
+        batch: _Batch[Payload] = _Batch(self._next_batch, None, 0, error=error)
+        self._next_batch += 1
+        self._batches[batch.number] = batch
+        self._ready_batches += 1
+
+    # --- the student ------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Batches that were added and not taken."""
+        return len(self._batches)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no teacher has yet."""
+        return len(self._waiting)
+
+    def payload(self, task: Task) -> Optional[Payload]:
+        """What ``add`` was given for this task's batch; None if it is no longer wanted."""
+        batch = self._batches.get(task.batch)
+        return batch.payload if batch else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``take`` would return something."""
+        batch = self._batches.get(self._head)
+        return batch is not None and batch.complete
+
+    def take(self) -> Optional[Finished[Payload]]:
+        """The next batch in order, if it is finished."""
+        if not self.ready:
+            return None
+        batch = self._batches.pop(self._head)
+        self._head += 1
+        self._ready_batches -= 1
+        self._ready_bytes -= batch.nbytes
+        self._held_bytes -= batch.nbytes
+        self.counters.batches += 1
+        return Finished(batch.payload, batch.parts, batch.error)
+
+    def clear(self) -> None:
+        """Forget all batches (the student has left the epoch). Answers under way are ignored."""
+        self._batches.clear()
+        self._tasks.clear()
+        self._waiting.clear()
+        self._head = self._next_batch
+        self._cleared_below = self._next_task_id
+        self._ready_batches = self._ready_bytes = self._held_bytes = 0
+
+    @property
+    def ready_batches(self) -> int:
+        """Finished batches that were not taken, in or out of order."""
+        return self._ready_batches
+
+    @property
+    def ready_bytes(self) -> int:
+        """Bytes of these: what the source gave, and the soft labels."""
+        return self._ready_bytes
+
+    @property
+    def low(self) -> bool:
+        """Whether the finished volume is under the lower threshold."""
+        limits = self.limits
+        return self._ready_batches < limits.low_batches and self._ready_bytes < limits.low_bytes
+
+    @property
+    def high(self) -> bool:
+        """Whether the finished volume has reached the upper threshold."""
+        limits = self.limits
+        return self._ready_batches >= limits.high_batches or self._ready_bytes >= limits.high_bytes
+
+    # --- teachers come and go ---------------------------------------------------------------
+
+    def join(self, name: str, now: float) -> None:
+        """A teacher is connected and can be sent tasks."""
+        self.known.add(name)
+        self.teachers[name] = TeacherState(name, self.limits.min_window, last_heard=now)
+
+    def leave(self, name: str, reason: str, blame: bool) -> None:
+        """A teacher's connection has ended: what was in flight there is first in line again.
+
+        ``blame``: the tasks may be the cause (the teacher died or broke with them, it did not just
+        leave), so it counts as an attempt for the oldest of them, the one it was working on.
+        """
+        teacher = self.teachers.pop(name, None)
+        if teacher is None:
+            return
+        self.counters.lost_teachers += blame
+        suspects = list(teacher.in_flight) if blame else []
+        for task_id in list(teacher.in_flight):
+            task = self._release(teacher, task_id)
+            if task is None:
+                continue
+            if suspects and task_id == suspects[0]:
+                task.failures.append(reason)
+            self._retry(task)
+
+    def retire(self, name: str, retiring: bool) -> None:
+        """Send a teacher nothing more (or, if it has come back, something again)."""
+        if name in self.teachers:
+            self.teachers[name].retiring = retiring
+
+    # --- teachers and tasks -----------------------------------------------------------------
+
+    def next_task(self, name: str, now: float) -> Optional[Task]:
+        """The task that this teacher should be sent now, marked as in flight there; or None."""
+        teacher = self.teachers.get(name)
+        if teacher is None or not teacher.has_room(now):
+            return None
+        task = self._hedge_for(teacher, now) or self._first_in_line_for(teacher)
+        if task is None:
+            return None
+        teacher.in_flight[task.id] = now
+        task.sent_to[name] = now
+        self.counters.tasks_sent += 1
+        return task
+
+    def preferred(self, names: Iterable[str], now: float) -> list[str]:
+        """Those of ``names`` with room for a task, by who would be done first with it."""
+        teachers = [self.teachers[name] for name in names if name in self.teachers]
+        able = [teacher for teacher in teachers if teacher.has_room(now)]
+        able.sort(key=lambda teacher: (len(teacher.in_flight) + 1) * (teacher.usual or 1e-6))
+        return [teacher.name for teacher in able]
+
+    def _first_in_line_for(self, teacher: TeacherState) -> Optional[Task]:
+        only_head = self.high
+        for index, task_id in enumerate(self._waiting):
+            task = self._tasks[task_id]
+            if only_head and task.batch != self._head:
+                return None
+            if teacher.name not in task.refusals:
+                del self._waiting[index]
+                return task
+        return None
+
+    def _hedge_for(self, teacher: TeacherState, now: float) -> Optional[Task]:
+        if now < self.next_hedge():
+            return None
+        for task in self._blocking():
+            if teacher.name not in task.sent_to and teacher.name not in task.refusals:
+                task.hedged = True
+                self.counters.hedged += 1
+                return task
+        return None
+
+    def _blocking(self) -> list[Task]:
+        """Tasks in flight, not hedged yet, without which the student cannot go on."""
+        batch = self._batches.get(self._head)
+        if batch is None or batch.complete:
+            return []
+        ids = range(batch.first_task, batch.first_task + len(batch.parts))
+        tasks = (self._tasks.get(task_id) for task_id in ids)
+        return [task for task in tasks if task is not None and task.sent_to and not task.hedged]
+
+    def next_hedge(self) -> float:
+        """When the oldest blocking task may be sent to a second teacher (infinity: not at all)."""
+        allowed = 2 + self.limits.hedge_share * self.counters.tasks_sent
+        if len(self.teachers) < 2 or self.counters.hedged >= allowed or not self._usual_latency:
+            return float("inf")
+        blocking = self._blocking()
+        if not blocking:
+            return float("inf")
+        since = min(min(task.sent_to.values()) for task in blocking)
+        return since + max(
+            self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency
+        )
+
+    def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> None:
+        """A teacher's outputs for a task: the first answer wins, a second one is dropped."""
+        teacher = self.teachers.get(name)
+        if teacher is not None and task_id in teacher.in_flight:
+            self._learn(teacher, teacher.in_flight[task_id], now)
+            teacher.failures_in_a_row = 0
+            task = self._tasks.get(task_id)
+            teacher.rows += task.stop - task.start if task else 0
+            self._release(teacher, task_id)
+        task = self._tasks.pop(task_id, None)
+        if task is None:
+            self.counters.duplicates += task_id >= self._cleared_below
+            return
+        if task_id in self._waiting:  # lost with its teacher, whose answer had arrived after all
+            self._waiting.remove(task_id)
+        batch = self._batches[task.batch]
+        batch.parts[task.part] = outputs
+        batch.missing -= 1
+        batch.nbytes += nbytes
+        self._held_bytes += nbytes
+        if not batch.missing and batch.error is None:
+            self._ready_batches += 1
+            self._ready_bytes += batch.nbytes
+
+    def refused(self, name: str, task_id: int, message: str, now: float) -> None:
+        """A teacher says that the request itself is wrong. Two of them, or all there are, decide."""
+        task = self._unanswered(name, task_id, now)
+        if task is None:
+            return
+        task.refusals[name] = message
+        task.refused_since = task.refused_since or now
+        if len(task.refusals) >= 2 or task.refusals.keys() >= (self.known | self.teachers.keys()):
+            self._give_up_refused(task)
+        else:
+            self._retry(task)
+
+    def _give_up_refused(self, task: Task) -> None:
+        said = "; ".join(f"{teacher}: {text}" for teacher, text in task.refusals.items())
+        self._give_up(task, BatchRefused(f"{self._describe(task)} was refused: {said}"))
+
+    def reject(self, name: str, task_id: int, error: ReaderError) -> None:
+        """A task cannot be sent at all: the error takes its batch's place in the order."""
+        teacher = self.teachers.get(name)
+        if teacher is not None and task_id in teacher.in_flight:
+            self._release(teacher, task_id)
+        if task_id in self._tasks:
+            self._give_up(self._tasks[task_id], error)
+
+    def failed(self, name: str, task_id: int, message: str, now: float) -> None:
+        """A teacher could not compute a task. It is tried again; a teacher that keeps failing is
+        given a pause."""
+        task = self._unanswered(name, task_id, now)
+        teacher = self.teachers.get(name)
+        if teacher is not None:
+            teacher.failures_in_a_row += 1
+            pause = min(5.0, 0.05 * 2**teacher.failures_in_a_row)
+            teacher.suspended_until = now + pause
+        if task is not None:
+            task.failures.append(message)
+            self._retry(task)
+
+    def unavailable(self, name: str, task_id: int, now: float) -> None:
+        """A teacher is busy or draining: the task goes elsewhere, and it is left alone a moment."""
+        task = self._unanswered(name, task_id, now)
+        teacher = self.teachers.get(name)
+        if teacher is not None:
+            teacher.suspended_until = now + 0.2
+        if task is not None:
+            self._retry(task)
+
+    def _unanswered(self, name: str, task_id: int, now: float) -> Optional[Task]:
+        teacher = self.teachers.get(name)
+        if teacher is None or task_id not in teacher.in_flight:
+            return None
+        teacher.last_heard = now
+        return self._release(teacher, task_id)
+
+    def _release(self, teacher: TeacherState, task_id: int) -> Optional[Task]:
+        """No longer in flight at this teacher; the task, if its batch is still wanted."""
+        del teacher.in_flight[task_id]
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.sent_to.pop(teacher.name, None)
+        return task
+
+    def _retry(self, task: Task) -> None:
+        """First in line again, unless it is in flight elsewhere or has used up its attempts."""
+        if task.sent_to:
+            return
+        if len(task.failures) >= self.limits.max_attempts:
+            said = "; ".join(dict.fromkeys(task.failures))
+            error = ReaderError(
+                f"{len(task.failures)} attempts at {self._describe(task)} failed: {said}"
+            )
+            self._give_up(task, error)
+            return
+        self.counters.resent += 1
+        task.hedged = False
+        bisect.insort(self._waiting, task.id)
+
+    def _give_up(self, task: Task, error: ReaderError) -> None:
+        """The whole batch becomes an error, in its turn."""
+        batch = self._batches[task.batch]
+        for task_id in [other.id for other in self._tasks.values() if other.batch == task.batch]:
+            del self._tasks[task_id]
+            if task_id in self._waiting:
+                self._waiting.remove(task_id)
+        batch.error = error
+        self._held_bytes -= batch.nbytes
+        batch.nbytes = 0
+        self._ready_batches += 1
+
+    def _describe(self, task: Task) -> str:
+        return f"rows {task.start} to {task.stop} of batch {task.batch}"
+
+    def _learn(self, teacher: TeacherState, sent: float, now: float) -> None:
+        """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
+        at_head = now - max(teacher.last_heard, sent)
+        teacher.last_heard = now
+        teacher.latencies.append(now - sent)
+        self._recent.append(now - sent)
+        if teacher.answered % 8 == 0 or not self._usual_latency:
+            self._usual_latency = statistics.median(self._recent)
+        if not teacher.answered:
+            teacher.usual, teacher.deviation = at_head, at_head / 2
+        else:
+            teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
+            teacher.usual += (at_head - teacher.usual) / 8
+        teacher.answered += 1
+        full = len(teacher.in_flight) >= teacher.window
+        if self.low and full and self._waiting:
+            teacher.window = min(self.limits.max_window, teacher.window + 1)
+        elif self.high:
+            teacher.window = max(self.limits.min_window, teacher.window - 1)
+
+    def stats(self) -> dict[str, Any]:
+        """The counters, and what each connected teacher has done, as plain values."""
+        teachers = {
+            teacher.name: {
+                "answered": teacher.answered,
+                "rows": teacher.rows,
+                "in_flight": len(teacher.in_flight),
+            }
+            for teacher in self.teachers.values()
+        }
+        return {**asdict(self.counters), "teachers": teachers}
+
+    # --- time -------------------------------------------------------------------------------
+
+    def overdue(self, now: float) -> dict[str, str]:
+        """Teachers that have been silent for too long, and how long that was, in words.
+
+        The caller ends their connections and calls ``leave``.
+        """
+        late = {}
+        for teacher in self.teachers.values():
+            if not teacher.in_flight:
+                continue
+            silent = now - teacher.waiting_since()
+            oldest = now - min(teacher.in_flight.values())
+            if silent >= teacher.silence_limit(self.limits):
+                late[teacher.name] = f"silent for {silent:.1f} s (usually {teacher.usual:.3f} s)"
+            elif oldest >= self.limits.max_timeout:
+                late[teacher.name] = f"a request was not answered for {oldest:.1f} s"
+        return late
+
+    def expire_refusals(self, now: float) -> None:
+        """Give up on tasks that nobody connected takes, once other teachers had time to come."""
+        for task in self._refused_by_all():
+            if now >= task.refused_since + self.limits.refusal_patience:
+                self._give_up_refused(task)
+
+    def _refused_by_all(self) -> list[Task]:
+        return [
+            self._tasks[task_id]
+            for task_id in self._waiting
+            if self._tasks[task_id].refusals
+            and self._tasks[task_id].refusals.keys() >= self.teachers.keys()
+        ]
+
+    def next_deadline(self, now: float) -> float:
+        """When the passing of time alone may change a decision; infinity if it cannot."""
+        times = [self.next_hedge()]
+        for task in self._refused_by_all():
+            times.append(task.refused_since + self.limits.refusal_patience)
+        for teacher in self.teachers.values():
+            if teacher.suspended_until > now:
+                times.append(teacher.suspended_until)
+            if teacher.in_flight:
+                times.append(teacher.waiting_since() + teacher.silence_limit(self.limits))
+                times.append(min(teacher.in_flight.values()) + self.limits.max_timeout)
+        return min(times)
+
+    def waits_for(self, now: float) -> str:
+        """What keeps the student waiting, in words."""
+        if not self.teachers:
+            return "no teacher is connected"
+        batch = self._batches.get(self._head)
+        if batch is None:
+            return "the source has not yielded the next batch"
+        held = [
+            f"{name} for {now - since:.1f} s"
+            for task in self._tasks.values()
+            if task.batch == self._head
+            for name, since in task.sent_to.items()
+        ]
+        if held:
+            return f"{batch.missing} of {len(batch.parts)} parts of the next batch are at " + ", ".join(held)
+        return f"{batch.missing} of {len(batch.parts)} parts of the next batch wait for a teacher to have room"

@@ -1,0 +1,99 @@
+"""Where teachers are found, and which of them a reader uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable, Optional, Union
+
+from edl.errors import ConfigError
+from edl.serving.client import parse_endpoint
+
+#: Endpoint to the value of its registry entry (empty for fixed teachers).
+Found = Mapping[str, str]
+OnFound = Callable[[Found], None]
+
+
+@dataclass(frozen=True)
+class FixedTeachers:
+    """A list of endpoints that does not change."""
+
+    endpoints: tuple[str, ...]
+
+    def watch(self, on_found: OnFound) -> Callable[[], None]:
+        """Report the teachers; returns what ends the watch."""
+        on_found(dict.fromkeys(self.endpoints, ""))
+        return lambda: None
+
+    def __str__(self) -> str:
+        return "teachers " + ", ".join(self.endpoints)
+
+
+@dataclass(frozen=True)
+class ServiceTeachers:
+    """The teachers that are registered in etcd under a service name."""
+
+    etcd_endpoints: tuple[str, ...]
+    service: str
+
+    def watch(self, on_found: OnFound) -> Callable[[], None]:
+        """Report the teachers now and after every change, from a thread of its own; returns what
+        ends the watch. Does not wait for etcd to answer."""
+        from edl.discovery import Etcd, Membership
+
+        etcd = Etcd(self.etcd_endpoints)
+        membership = Membership(etcd, self.service, on_found)
+        membership.start()
+
+        def close() -> None:
+            membership.close()
+            etcd.close()
+
+        return close
+
+    def __str__(self) -> str:
+        return f"service {self.service!r} in etcd at {','.join(self.etcd_endpoints)}"
+
+
+Teachers = Union[FixedTeachers, ServiceTeachers]
+
+
+def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
+    """A list of ``host:port``, or a comma-separated string. Raises ConfigError."""
+    items = teachers.split(",") if isinstance(teachers, str) else list(teachers)
+    endpoints = [item.strip() for item in items if item.strip()]
+    if not endpoints:
+        raise ConfigError("the list of teachers is empty")
+    for endpoint in endpoints:
+        try:
+            parse_endpoint(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"teacher: {error}") from error
+    return FixedTeachers(tuple(dict.fromkeys(endpoints)))
+
+
+def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTeachers:
+    """Teachers of ``service`` in the etcd at ``etcd`` (list or comma-separated). Raises ConfigError."""
+    items = etcd.split(",") if isinstance(etcd, str) else list(etcd)
+    endpoints = tuple(item.strip() for item in items if item.strip())
+    if not endpoints or not service:
+        raise ConfigError("a teacher service needs etcd endpoints and a service name")
+    return ServiceTeachers(endpoints, service)
+
+
+def choose(found: Sequence[str], limit: Optional[int], reader: str, avoid: Sequence[str]) -> set[str]:
+    """At most ``limit`` teachers for a reader, different ones for different readers.
+
+    Rendezvous hashing: each reader ranks all teachers in an order of its own, so readers spread over
+    the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
+    moment) are taken only when there are not enough others.
+    """
+
+    def rank(endpoint: str) -> tuple[bool, bytes]:
+        digest = hashlib.blake2b(f"{reader} {endpoint}".encode(), digest_size=8).digest()
+        return endpoint in avoid, digest
+
+    return set(sorted(found, key=rank)[: len(found) if limit is None else limit])
+
+

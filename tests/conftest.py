@@ -1,0 +1,57 @@
+"""Shared real parts: an etcd, exported Paddle models, a cheap teacher."""
+
+import itertools
+
+import pytest
+
+from edl.discovery import Etcd
+from edl.discovery.embedded import EmbeddedEtcd
+from tests.support.processes import python_teacher
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def etcd_server():
+    with EmbeddedEtcd() as server:
+        yield server
+
+
+@pytest.fixture
+def etcd(etcd_server):
+    with Etcd(etcd_server.endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+def service():
+    """A service name that no other test uses."""
+    return f"service_{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def sums_teacher():
+    """A teacher that costs nothing. Do not kill it."""
+    with python_teacher("Sums") as teacher:
+        yield teacher
+
+
+@pytest.fixture(scope="session")
+def paddle_model(tmp_path_factory):
+    """A Paddle model: feed img (3,), fetches twice (3,) = 2 * img + 1 and total (1,)."""
+    paddle = pytest.importorskip("paddle")
+    from edl.serving import export_model
+
+    class Net(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.one = self.create_parameter(
+                [1], default_initializer=paddle.nn.initializer.Constant(1.0)
+            )
+
+        def forward(self, img):
+            return img * 2 + self.one, img.sum(axis=1, keepdim=True)
+
+    directory = tmp_path_factory.mktemp("model")
+    export_model(Net(), directory, {"img": ((3,), "float32")}, ["twice", "total"])
+    return directory

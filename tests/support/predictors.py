@@ -1,0 +1,70 @@
+"""Predictors that cost nothing, for tests of everything around them.
+
+Named on the command line as ``--python tests.support.predictors:NAME``.
+"""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from edl.serving import Description, TensorSpec
+
+DELAY = float(os.environ.get("EDL_TEST_DELAY", "0"))
+
+
+class Sums:
+    """prob: for each row its sum over ``img`` (any shape), twice, and a mark of the teacher."""
+
+    description = Description(
+        {"img": TensorSpec((-1,), "float32")}, {"prob": TensorSpec((2,), "float32")}
+    )
+
+    def run(self, feeds, fetches):
+        time.sleep(DELAY)
+        total = feeds["img"].reshape(len(feeds["img"]), -1).sum(axis=1)
+        return {"prob": np.stack([total, 2 * total], axis=1)}
+
+
+class Images(Sums):
+    """The same for images of three dimensions."""
+
+    description = Description(
+        {"img": TensorSpec((-1, -1, -1), "float32")}, {"prob": TensorSpec((2,), "float32")}
+    )
+
+
+class Fragile(Sums):
+    """Raises for a negative sum, dies for an infinite one, answers with too few rows for NaN."""
+
+    def run(self, feeds, fetches):
+        outputs = super().run(feeds, fetches)
+        total = outputs["prob"][:, 0]
+        if np.isinf(total).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (total < 0).any():
+            raise ValueError("negative input")
+        if np.isnan(total).any():
+            return {"prob": outputs["prob"][:-1]}
+        return outputs
+
+
+class Broken(Sums):
+    """Cannot be made."""
+
+    def __init__(self):
+        raise RuntimeError("no such weights")
+
+
+class Echo:
+    """Every dtype that can travel, there and back."""
+
+    _KINDS = ("int64", "float32", "int32", "float64", "int16", "float16", "uint8", "int8", "bool")
+    description = Description(
+        {f"in_{kind}": TensorSpec((-1,), kind) for kind in _KINDS},
+        {f"out_{kind}": TensorSpec((-1,), kind) for kind in _KINDS},
+    )
+
+    def run(self, feeds, fetches):
+        return {name: feeds[name.replace("out_", "in_")] for name in fetches}

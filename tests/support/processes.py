@@ -1,0 +1,84 @@
+"""Real teachers in real processes, for tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Teacher:
+    """``edl teacher`` with the given arguments. ``endpoint`` is set once it is ready."""
+
+    def __init__(self, *arguments, delay=0.0, wait=True):
+        environment = {**os.environ, "EDL_TEST_DELAY": str(delay)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edl.cli.main", "-v", "teacher", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+        self.endpoint = ""
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self):
+        line = self.process.stdout.readline()
+        assert line.startswith("teacher ready at "), f"teacher said {line!r}"
+        self.endpoint = line.split()[-1]
+        return self
+
+    @property
+    def port(self):
+        return int(self.endpoint.rpartition(":")[2])
+
+    def kill(self, signum=signal.SIGKILL):
+        self.process.send_signal(signum)
+
+    def wait(self, timeout=20):
+        return self.process.wait(timeout)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def python_teacher(name="Sums", *arguments, **options):
+    return Teacher("--python", f"tests.support.predictors:{name}", *arguments, **options)
+
+
+def children_of(pid):
+    """Process ids of the direct children."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition, timeout=10.0):
+    """Wait until ``condition()`` is true; its value."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{condition} did not become true within {timeout} s")
