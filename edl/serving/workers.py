@@ -102,7 +102,7 @@ class WorkerProcess:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(channel.pack({"free": result.block}))
 
-    async def stop(self, grace: float = 5.0) -> None:
+    async def stop(self, grace: float = 1.0) -> None:
         """End the process: it leaves when its control socket closes, or is killed."""
         if self._writer is not None:
             self._writer.close()

@@ -1,0 +1,107 @@
+"""etcd through etcd3: endpoints, errors, and the embedded server."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from edl.discovery import Etcd
+from edl.discovery.embedded import EmbeddedEtcd, free_port
+from edl.discovery.etcd import parse_endpoints
+from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
+from tests.support.processes import alive, children_of, eventually
+
+
+def test_etcd3_works_with_the_installed_protobuf(etcd, service):
+    etcd.call(lambda client: client.put(f"/{service}", "value"))
+    value, _ = etcd.call(lambda client: client.get(f"/{service}"))
+    assert value == b"value"
+
+
+def test_importing_etcd3_leaves_googles_default_pool_alone():
+    code = (
+        "from edl.discovery._etcd3 import etcd3;"
+        "from google.protobuf import descriptor_pool as p;"
+        "p.Default().FindFileByName('rpc.proto')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KeyError" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "pairs"),
+    [
+        ("a:1", [("a", 1)]),
+        ("a:1, b:2", [("a", 1), ("b", 2)]),
+        (["http://a:1/", "etcd://b:2"], [("a", 1), ("b", 2)]),
+    ],
+)
+def test_endpoints_come_in_the_usual_forms(endpoints, pairs):
+    assert parse_endpoints(endpoints) == pairs
+
+
+@pytest.mark.parametrize("endpoints", ["", "host", "host:x", []])
+def test_endpoints_that_are_none_are_refused(endpoints):
+    with pytest.raises(ConfigError):
+        parse_endpoints(endpoints)
+
+
+def test_a_dead_endpoint_is_passed_over(etcd_server):
+    with Etcd([f"127.0.0.1:{free_port()}", etcd_server.endpoint]) as etcd:
+        etcd.call(lambda client: client.get("/"))
+        started = time.monotonic()
+        etcd.call(lambda client: client.get("/"))  # the one that answers is remembered
+        assert time.monotonic() - started < 1
+
+
+def test_no_etcd_is_an_error_that_names_it():
+    endpoint = f"127.0.0.1:{free_port()}"
+    with Etcd(endpoint, timeout=1) as etcd, pytest.raises(EtcdUnavailable, match=endpoint):
+        etcd.call(lambda client: client.get("/"))
+
+
+def test_a_closed_client_is_an_error(etcd_server):
+    etcd = Etcd(etcd_server.endpoint)
+    etcd.close()
+    with pytest.raises(EtcdUnavailable, match="closed"):
+        etcd.call(lambda client: client.get("/"))
+
+
+def test_an_embedded_etcd_keeps_its_data_where_it_is_told(tmp_path):
+    server = EmbeddedEtcd(tmp_path / "data")
+    for expected in (None, b"1"):
+        with server, Etcd(server.endpoint) as etcd:
+            value, _ = etcd.call(lambda client: client.get("/key"))
+            assert value == expected
+            etcd.call(lambda client: client.put("/key", "1"))
+
+
+def test_an_embedded_etcd_on_a_taken_port_says_so(etcd_server):
+    port = int(etcd_server.endpoint.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=str(port)):
+        EmbeddedEtcd(port=port).start()
+
+
+def test_an_etcd_that_does_not_start_gives_its_last_words(tmp_path):
+    (tmp_path / "data").write_text("not a directory")
+    with pytest.raises(DiscoveryError, match="data"):
+        EmbeddedEtcd(tmp_path).start()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_edl_etcd_prints_its_endpoint_and_leaves_no_process(signum, tmp_path):
+    command = [sys.executable, "-m", "edl.cli.main", "etcd", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    assert line.startswith("etcd ready at 127.0.0.1:")
+    with Etcd(line.split()[-1]) as etcd:
+        etcd.call(lambda client: client.get("/"))
+    (child,) = children_of(process.pid)
+    process.send_signal(signum)
+    assert process.wait(10) == (-9 if signum == signal.SIGKILL else 0)
+    process.stdout.close()
+    eventually(lambda: not alive(child))
