@@ -1,0 +1,498 @@
+"""The dispatch state machine, without threads, sockets or a clock.
+
+The first half are single situations; the second half is a machine that does everything at random:
+whatever it does, batches come out once, in order, with their own parts, and memory stays bounded.
+"""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edl.distill.dispatch import Dispatch, Limits
+from edl.errors import BatchRefused, ReaderError
+
+
+def dispatch_with(*teachers, **limits):
+    dispatch = Dispatch(Limits(**limits))
+    for name in teachers:
+        dispatch.join(name, now=0.0)
+    return dispatch
+
+
+def add(dispatch, *payloads, rows=4, task_rows=4, nbytes=100):
+    for payload in payloads:
+        dispatch.add(payload, rows, nbytes, task_rows)
+
+
+def answer(dispatch, name, task, now=0.0, nbytes=10):
+    dispatch.answered(name, task.id, (task.batch, task.start, task.stop), nbytes, now)
+
+
+def teach(dispatch, name, seconds, times=4, start=0.0):
+    """Let a teacher answer some batches in ``seconds`` each, and take them."""
+    now = start
+    for _ in range(times):
+        add(dispatch, "lesson")
+        task = dispatch.next_task(name, now)
+        now += seconds
+        answer(dispatch, name, task, now)
+        dispatch.take()
+    return now
+
+
+# --- order and cutting --------------------------------------------------------------------------
+
+
+def test_a_batch_is_cut_into_tasks_and_its_parts_come_back_in_order():
+    dispatch = dispatch_with("a", min_window=8)
+    add(dispatch, "x", rows=10)
+    tasks = [dispatch.next_task("a", 0.0) for _ in range(3)]
+    assert [(task.start, task.stop) for task in tasks] == [(0, 4), (4, 8), (8, 10)]
+    for task in reversed(tasks):
+        assert not dispatch.ready
+        answer(dispatch, "a", task)
+    assert dispatch.take().parts == [(0, 0, 4), (0, 4, 8), (0, 8, 10)]
+
+
+def test_batches_are_taken_in_the_order_of_the_source():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x", "y")
+    first, second = dispatch.next_task("a", 0.0), dispatch.next_task("a", 0.0)
+    answer(dispatch, "a", second)
+    assert dispatch.take() is None
+    answer(dispatch, "a", first)
+    assert [dispatch.take().payload, dispatch.take().payload] == ["x", "y"]
+
+
+def test_a_batch_without_rows_goes_to_a_teacher_too():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x", rows=0)
+    task = dispatch.next_task("a", 0.0)
+    assert (task.start, task.stop) == (0, 0)
+
+
+def test_an_error_of_the_source_is_taken_in_its_turn():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x")
+    dispatch.add_error(ValueError("bad file"))
+    answer(dispatch, "a", dispatch.next_task("a", 0.0))
+    assert dispatch.take().error is None
+    assert str(dispatch.take().error) == "bad file"
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_lost_teachers_tasks_are_first_in_line():
+    dispatch = dispatch_with("a", "b")
+    add(dispatch, "x", "y", "z")
+    lost = [dispatch.next_task("a", 0.0), dispatch.next_task("a", 0.0)]
+    dispatch.leave("a", "killed", blame=True)
+    again = [dispatch.next_task("b", 0.0), dispatch.next_task("b", 0.0)]
+    assert again == lost
+    assert dispatch.counters.resent == 2
+
+
+def test_an_answer_after_its_teacher_was_lost_is_not_delivered_twice():
+    dispatch = dispatch_with("a", "b")
+    add(dispatch, "x")
+    task = dispatch.next_task("a", 0.0)
+    dispatch.leave("a", "silent", blame=True)
+    dispatch.next_task("b", 0.0)
+    answer(dispatch, "a", task)
+    answer(dispatch, "b", task)
+    assert dispatch.take().payload == "x"
+    assert dispatch.take() is None
+    assert dispatch.counters.duplicates == 1
+
+
+def test_two_refusals_are_the_users_error_with_both_messages():
+    dispatch = dispatch_with("a", "b", "c")
+    add(dispatch, "x", "y")
+    for name, text in (("a", "no feed img"), ("b", "unknown feed")):
+        task = dispatch.next_task(name, 0.0)
+        assert task.batch == 0
+        dispatch.refused(name, task.id, text, 0.0)
+    error = dispatch.take().error
+    assert isinstance(error, BatchRefused)
+    assert "a: no feed img" in str(error)
+    assert "b: unknown feed" in str(error)
+
+
+def test_the_only_teachers_refusal_is_final():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x")
+    dispatch.refused("a", dispatch.next_task("a", 0.0).id, "wrong shape", 0.0)
+    assert "wrong shape" in str(dispatch.take().error)
+
+
+def test_a_refusal_waits_a_while_for_a_known_teacher_that_is_away():
+    dispatch = dispatch_with("a", refusal_patience=5.0)
+    dispatch.known = {"a", "away"}
+    add(dispatch, "x")
+    dispatch.refused("a", dispatch.next_task("a", 0.0).id, "wrong shape", 1.0)
+    assert dispatch.next_task("a", 1.0) is None, "it has said no already"
+    dispatch.expire_refusals(5.9)
+    assert not dispatch.ready
+    assert dispatch.next_deadline(1.0) == 6.0
+    dispatch.expire_refusals(6.0)
+    assert isinstance(dispatch.take().error, BatchRefused)
+
+
+def test_a_task_is_not_tried_for_ever():
+    dispatch = dispatch_with(max_attempts=3)
+    add(dispatch, "x")
+    for number in range(3):
+        dispatch.join(f"t{number}", 0.0)
+        dispatch.next_task(f"t{number}", 0.0)
+        dispatch.leave(f"t{number}", f"t{number} was reset", blame=True)
+    error = dispatch.take().error
+    assert isinstance(error, ReaderError)
+    assert "t0 was reset" in str(error)
+    assert "t2 was reset" in str(error)
+
+
+def test_only_the_task_a_dead_teacher_was_working_on_is_suspected():
+    dispatch = dispatch_with("a", max_attempts=1)
+    add(dispatch, "x", "y")
+    dispatch.next_task("a", 0.0)
+    dispatch.next_task("a", 0.1)
+    dispatch.leave("a", "killed", blame=True)
+    assert dispatch.take().error is not None
+    assert dispatch.waiting == 1
+
+
+def test_a_teacher_that_fails_is_given_longer_and_longer_pauses():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x")
+    now, pauses = 0.0, []
+    for _ in range(4):
+        dispatch.failed("a", dispatch.next_task("a", now).id, "out of memory", now)
+        assert dispatch.next_task("a", now) is None
+        pauses.append(dispatch.next_deadline(now) - now)
+        now = dispatch.next_deadline(now)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] > 4 * pauses[0]
+
+
+def test_a_busy_teacher_is_no_attempt():
+    dispatch = dispatch_with("a", max_attempts=1)
+    add(dispatch, "x")
+    dispatch.unavailable("a", dispatch.next_task("a", 0.0).id, 0.0)
+    assert dispatch.next_task("a", 1.0) is not None
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def test_a_silent_teacher_is_overdue_after_ten_times_what_it_usually_takes():
+    dispatch = dispatch_with("a", min_timeout=0.5)
+    now = teach(dispatch, "a", seconds=0.2, times=50)
+    add(dispatch, "x")
+    dispatch.next_task("a", now)
+    limit = dispatch.teachers["a"].silence_limit(dispatch.limits)
+    assert limit == pytest.approx(2.0, rel=0.1)
+    assert dispatch.next_deadline(now) == pytest.approx(now + limit)
+    assert not dispatch.overdue(now + limit - 0.01)
+    assert "silent" in dispatch.overdue(now + limit)["a"]
+
+
+def test_a_teacher_that_has_not_answered_yet_is_given_the_longest_time():
+    dispatch = dispatch_with("a", max_timeout=60.0)
+    add(dispatch, "x")
+    dispatch.next_task("a", 0.0)
+    assert not dispatch.overdue(59.0)
+    assert dispatch.overdue(60.0)
+
+
+def test_a_teacher_that_answers_others_but_not_one_is_overdue_in_the_end():
+    dispatch = dispatch_with("a", max_timeout=5.0)
+    add(dispatch, "x")
+    forgotten = dispatch.next_task("a", 0.0)
+    for second in range(1, 5):
+        add(dispatch, second)
+        answer(dispatch, "a", dispatch.next_task("a", second - 0.1), now=second)
+    assert forgotten.id in dispatch.teachers["a"].in_flight
+    assert not dispatch.overdue(4.9)
+    assert "not answered" in dispatch.overdue(5.0)["a"]
+
+
+def test_a_task_that_blocks_the_order_goes_to_a_second_teacher_and_the_first_answer_wins():
+    dispatch = dispatch_with("slow", "fast")
+    now = teach(dispatch, "fast", seconds=0.1)
+    add(dispatch, "x")
+    task = dispatch.next_task("slow", now)
+    assert dispatch.next_task("fast", now + 0.3) is None
+    assert dispatch.next_hedge() == pytest.approx(now + 0.4)
+    assert dispatch.next_task("fast", now + 0.5) is task
+    assert dispatch.next_task("fast", now + 0.6) is None, "once is enough"
+    answer(dispatch, "fast", task, now + 0.6)
+    assert dispatch.take().payload == "x"
+    answer(dispatch, "slow", task, now + 2)
+    assert (dispatch.counters.hedged, dispatch.counters.duplicates) == (1, 1)
+
+
+def test_a_hedged_task_is_not_sent_a_third_time_when_one_of_its_teachers_is_lost():
+    dispatch = dispatch_with("slow", "fast", "third")
+    now = teach(dispatch, "fast", seconds=0.1)
+    add(dispatch, "x")
+    task = dispatch.next_task("slow", now)
+    assert dispatch.next_task("fast", now + 0.5) is task
+    dispatch.leave("slow", "killed", blame=True)
+    assert dispatch.next_task("third", now + 0.5) is None
+    dispatch.leave("fast", "killed", blame=True)
+    assert dispatch.next_task("third", now + 0.5) is task
+
+
+def test_a_task_that_blocks_nobody_is_not_hedged():
+    dispatch = dispatch_with("slow", "fast")
+    now = teach(dispatch, "fast", seconds=0.1)
+    add(dispatch, "x", "y")
+    head = dispatch.next_task("fast", now)
+    dispatch.next_task("slow", now)
+    answer(dispatch, "fast", head, now + 0.1)
+    assert dispatch.next_task("fast", now + 9) is None, "the student can take x"
+    dispatch.take()
+    assert dispatch.next_task("fast", now + 9).batch == head.batch + 1, "now y is waited for"
+
+
+def test_hedges_are_a_bounded_share_of_all_tasks():
+    dispatch = dispatch_with("slow", "fast", hedge_share=0.05, max_window=100, min_window=100)
+    now = teach(dispatch, "fast", seconds=0.1)
+    for _ in range(200):
+        add(dispatch, "x")
+        task = dispatch.next_task("slow", now)
+        now += 10
+        hedge = dispatch.next_task("fast", now)
+        answer(dispatch, "fast" if hedge else "slow", task, now)
+        dispatch.take()
+    assert dispatch.counters.hedged <= 2 + 0.05 * dispatch.counters.tasks_sent
+
+
+# --- flow control -------------------------------------------------------------------------------
+
+
+def test_over_the_upper_threshold_nothing_is_read_and_only_the_next_batch_is_sent():
+    dispatch = dispatch_with("a", "b", high_batches=2, min_window=4)
+    add(dispatch, *range(5))
+    tasks = [dispatch.next_task("a", 0.0) for _ in range(3)]
+    for task in tasks[1:]:
+        answer(dispatch, "a", task)
+    assert dispatch.high
+    assert not dispatch.wants_input()
+    assert dispatch.next_task("b", 0.0) is None
+    dispatch.leave("a", "gone", blame=False)
+    assert dispatch.next_task("b", 0.0).batch == 0, "without it the volume could never fall"
+
+
+def test_bytes_count_too():
+    dispatch = dispatch_with("a", high_bytes=250)
+    add(dispatch, "x", "y", nbytes=100)
+    for _ in range(2):
+        answer(dispatch, "a", dispatch.next_task("a", 0.0), nbytes=30)
+    assert dispatch.ready_bytes == 260
+    assert dispatch.high
+    dispatch.take()
+    assert dispatch.ready_bytes == 130
+    assert not dispatch.high
+
+
+def test_the_source_is_not_read_further_than_teachers_have_room():
+    dispatch = dispatch_with("a", min_window=2, max_window=2)
+    read = 0
+    while dispatch.wants_input():
+        add(dispatch, read)
+        read += 1
+        dispatch.next_task("a", 0.0)
+    assert read <= 4
+
+
+def test_the_window_grows_while_the_volume_is_low_and_shrinks_when_it_is_high():
+    dispatch = dispatch_with("a", min_window=1, max_window=4, low_batches=2, high_batches=6)
+    teacher = dispatch.teachers["a"]
+    for _ in range(10):
+        add(dispatch, "x", "y", "z")
+        while task := dispatch.next_task("a", 0.0):
+            last = task
+        answer(dispatch, "a", last, 0.1)
+        while dispatch.take():
+            pass
+    assert teacher.window > 1
+    assert teacher.window <= 4
+    while not dispatch.high:
+        add(dispatch, "x")
+        for task_id in list(teacher.in_flight)[::-1]:
+            dispatch.answered("a", task_id, None, 0, 0.2)
+        dispatch.next_task("a", 0.2)
+    before = teacher.window
+    answer(dispatch, "a", dispatch._tasks[next(iter(teacher.in_flight))], 0.3)
+    assert teacher.window <= max(1, before)
+
+
+def test_leaving_an_epoch_forgets_its_batches_and_ignores_their_answers():
+    dispatch = dispatch_with("a")
+    add(dispatch, "old")
+    old = dispatch.next_task("a", 0.0)
+    dispatch.clear()
+    add(dispatch, "new")
+    answer(dispatch, "a", old)
+    assert not dispatch.ready
+    answer(dispatch, "a", dispatch.next_task("a", 0.0))
+    assert dispatch.take().payload == "new"
+    assert dispatch.counters.duplicates == 0
+
+
+def test_a_retiring_teacher_finishes_what_it_has_and_gets_nothing_more():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x", "y")
+    task = dispatch.next_task("a", 0.0)
+    dispatch.retire("a", True)
+    assert dispatch.next_task("a", 0.0) is None
+    answer(dispatch, "a", task)
+    assert dispatch.take().payload == "x"
+    dispatch.retire("a", False)
+    assert dispatch.next_task("a", 0.0) is not None
+
+
+# --- everything at random -----------------------------------------------------------------------
+
+NAMES = st.sampled_from("abcd")
+PICK = st.integers(0, 1000)
+
+
+class Chaos(RuleBasedStateMachine):
+    """Random teachers' speeds, failures, joins and leaves at every step."""
+
+    limits = Limits(
+        low_batches=2,
+        high_batches=5,
+        high_bytes=2000,
+        min_window=1,
+        max_window=3,
+        min_timeout=1.0,
+        max_timeout=8.0,
+        max_attempts=10**6,
+        max_bytes=10_000,
+        hedge_min=0.01,
+        hedge_share=1.0,
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.dispatch = Dispatch(self.limits)
+        self.now = 0.0
+        self.added = 0
+        self.taken = 0
+        self.in_flight = []  # (teacher, task), as the teachers see it
+        self.late = []  # the same, for teachers that were given up but answer after all
+
+    @precondition(lambda self: self.dispatch.wants_input())
+    @rule(rows=st.integers(0, 9), nbytes=st.integers(0, 900))
+    def source_yields(self, rows, nbytes):
+        self.dispatch.add((self.added, rows), rows, nbytes, 4)
+        self.added += 1
+
+    @rule(name=NAMES)
+    def teacher_joins(self, name):
+        if name not in self.dispatch.teachers:
+            self.dispatch.join(name, self.now)
+
+    @rule(name=NAMES, blame=st.booleans())
+    def teacher_leaves(self, name, blame):
+        self.dispatch.leave(name, "gone", blame)
+        self.late += [item for item in self.in_flight if item[0] == name]
+        self.in_flight = [item for item in self.in_flight if item[0] != name]
+
+    @precondition(lambda self: self.late)
+    @rule(index=PICK)
+    def a_late_answer_arrives(self, index):
+        name, task = self.late.pop(index % len(self.late))
+        self.dispatch.answered(name, task.id, (task.batch, task.start, task.stop), 5, self.now)
+        self.in_flight = [item for item in self.in_flight if item != (name, task)]
+
+    @rule(name=NAMES, retiring=st.booleans())
+    def teacher_retires_or_returns(self, name, retiring):
+        self.dispatch.retire(name, retiring)
+
+    @rule(name=NAMES)
+    def teacher_is_sent_a_task(self, name):
+        task = self.dispatch.next_task(name, self.now)
+        if task is not None:
+            self.in_flight.append((name, task))
+
+    def pick(self, index):
+        return self.in_flight.pop(index % len(self.in_flight))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=PICK, nbytes=st.integers(0, 100))
+    def teacher_answers(self, index, nbytes):
+        name, task = self.pick(index)
+        outputs = (task.batch, task.start, task.stop)
+        self.dispatch.answered(name, task.id, outputs, nbytes, self.now)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=PICK)
+    def teacher_fails(self, index):
+        name, task = self.pick(index)
+        self.dispatch.failed(name, task.id, "failed", self.now)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=PICK)
+    def teacher_is_busy(self, index):
+        name, task = self.pick(index)
+        self.dispatch.unavailable(name, task.id, self.now)
+
+    @rule(seconds=st.floats(0.01, 5.0))
+    def time_passes(self, seconds):
+        self.now += seconds
+        for name in self.dispatch.overdue(self.now):
+            self.teacher_leaves(name, True)
+        self.dispatch.expire_refusals(self.now)
+
+    @rule()
+    def student_takes(self):
+        finished = self.dispatch.take()
+        if finished is not None:
+            number, rows = finished.payload
+            assert number == self.taken, "in order, exactly once"
+            assert finished.error is None
+            cuts = range(0, max(rows, 1), 4)
+            assert finished.parts == [(number, start, min(rows, start + 4)) for start in cuts]
+            self.taken += 1
+
+    @invariant()
+    def nothing_is_lost_and_memory_is_bounded(self):
+        dispatch, limits = self.dispatch, self.limits
+        assert dispatch.pending == self.added - self.taken
+        assert dispatch._held_bytes == sum(b.nbytes for b in dispatch._batches.values())
+        complete = [batch for batch in dispatch._batches.values() if batch.complete]
+        assert dispatch.ready_batches == len(complete)
+        assert dispatch.ready_bytes == sum(batch.nbytes for batch in complete)
+        for teacher in dispatch.teachers.values():
+            assert len(teacher.in_flight) <= limits.max_window
+        room = len("abcd") * limits.max_window
+        assert dispatch.pending <= limits.high_batches + 2 * room + 2
+        sent = {task.id for _, task in self.in_flight}
+        for task_id in dispatch._tasks:
+            waiting = task_id in dispatch._waiting
+            assert waiting != bool(dispatch._tasks[task_id].sent_to)
+            assert waiting or task_id in sent
+
+    def teardown(self):
+        """Whatever happened: with one teacher that works, everything comes out."""
+        for name in list(self.dispatch.teachers):
+            self.teacher_leaves(name, False)
+        self.dispatch.join("good", self.now)
+        for _ in range(10 * self.dispatch.pending + 10):
+            self.student_takes()
+            task = self.dispatch.next_task("good", self.now)
+            if task is not None:
+                outputs = (task.batch, task.start, task.stop)
+                self.dispatch.answered("good", task.id, outputs, 1, self.now)
+            self.now += 0.01
+        assert self.taken == self.added
+
+
+TestChaos = Chaos.TestCase
+TestChaos.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
