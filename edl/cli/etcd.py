@@ -20,8 +20,8 @@ import click
 def command(host: str, port: int, data_dir: Optional[Path]) -> None:
     """Run an etcd for small clusters and experiments.
 
-    Prints its endpoint when it answers, and runs until Ctrl-C or SIGTERM. In production use your own
-    cluster.
+    Prints its endpoint when it answers, and runs until Ctrl-C or SIGTERM. In production use your
+    own cluster.
     """
     from edl.discovery.embedded import EmbeddedEtcd
 

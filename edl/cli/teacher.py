@@ -32,10 +32,14 @@ logger = logging.getLogger(__name__)
     "--advertise",
     help="Host that students reach this teacher at.  [default: --host, or this machine's address]",
 )
-@click.option("--ttl", default=10, show_default=True, help="Seconds a dead teacher stays registered.")
+@click.option(
+    "--ttl", default=10, show_default=True, help="Seconds a dead teacher stays registered."
+)
 @click.option("--workers", default=1, show_default=True, help="Predictor processes.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, gpu or gpu:N.")
-@click.option("--cpu-threads", default=0, help="Math threads per worker.  [default: Paddle's choice]")
+@click.option(
+    "--cpu-threads", default=0, help="Math threads per worker.  [default: Paddle's choice]"
+)
 @click.option("--max-batch-rows", default=64, show_default=True, help="Rows merged into one batch.")
 @click.option(
     "--max-wait-ms", default=0.0, show_default=True, help="How long a request waits to be merged."
@@ -115,9 +119,7 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
     await server.drain()
 
 
-async def _register(
-    server: TeacherServer, endpoint: str, options: dict[str, Any]
-) -> Registration:
+async def _register(server: TeacherServer, endpoint: str, options: dict[str, Any]) -> Registration:
     from edl.discovery import Etcd, Registration
 
     value = {
@@ -154,5 +156,7 @@ def _advertised_host(options: dict[str, Any]) -> str:
         try:
             sock.connect(parse_endpoints(target)[0])
         except OSError as error:
-            raise ConfigError(f"cannot tell this machine's address; use --advertise: {error}") from error
+            raise ConfigError(
+                f"cannot tell this machine's address; use --advertise: {error}"
+            ) from error
         return sock.getsockname()[0]

@@ -1,11 +1,11 @@
 """The whole system on one machine: ``edl demo digits``.
 
-A convolutional network learns scikit-learn's handwritten digits from 1,200 images and is hosted as a
-service by two processes. Small students see only 150 of these images. One kind learns from their
-labels alone, the other learns from the teacher's soft labels, which DistillReader adds to every batch
-while one teacher is killed and another one joins. Both see the same mixtures of two images (mixup) in
-the same order: for a mixture only the teacher can say what it looks like, as in "Knowledge
-distillation: a good teacher is patient and consistent" (Beyer et al., arXiv 2106.05237).
+A convolutional network learns scikit-learn's handwritten digits from 1,200 images and is hosted as
+a service by two processes. Small students see only 150 of these images. One kind learns from their
+labels alone, the other learns from the teacher's soft labels, which DistillReader adds to every
+batch while one teacher is killed and another one joins. Both see the same mixtures of two images
+(mixup) in the same order: for a mixture only the teacher can say what it looks like, as in
+"Knowledge distillation: a good teacher is patient and consistent" (Beyer et al., arXiv 2106.05237).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
 from edl.distill import DistillReader
 from edl.errors import EdlError, MissingDependencyError
 from edl.serving import export_model
+from edl.serving._paddle import import_paddle
 
 SERVICE = "digits_teacher"
 STUDENT_IMAGES = 150
@@ -51,8 +52,9 @@ class Digits:
 
 
 def run(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
-    """The demonstration, from nothing to the table. Cleans up after itself, also when interrupted."""
+    """The demonstration, from nothing to the tables. Cleans up, also when it is interrupted."""
     console = Console()
+    import_paddle("this demo")
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("edl").addHandler(logging.NullHandler())
     started = time.monotonic()
@@ -75,7 +77,7 @@ def _interrupt(*_: Any) -> None:
 def _demonstrate(
     console: Console, stack: contextlib.ExitStack, seeds: int, epochs: int, work_dir: Path
 ) -> None:
-    paddle = _import_paddle()
+    paddle = import_paddle("this demo")
     warnings.filterwarnings("ignore", module="paddle")
     data = load_digits()
     step = _Steps(console)
@@ -112,7 +114,9 @@ def _demonstrate(
     with _progress(console) as progress:
         bar = progress.add_task("soft labels", total=seeds * total)
         tick = _ticker(progress, bar)
-        incident = _Incident(host, first, at=total // 2 + BATCHES_PER_EPOCH // 2, say=progress.print)
+        incident = _Incident(
+            host, first, at=total // 2 + BATCHES_PER_EPOCH // 2, say=progress.print
+        )
 
         def on_batch() -> None:
             tick()
@@ -122,29 +126,8 @@ def _demonstrate(
     stats = reader.stats()
     incident.report(console)
 
-    table = Table(title="Accuracy on 597 test images")
-    table.add_column("model")
-    table.add_column("mean", justify="right")
-    table.add_column("standard deviation", justify="right")
-    table.add_row("teacher", f"{teacher_accuracy:.4f}", "")
-    for name, scores in (("student, labels alone", alone), ("student, distilled", distilled)):
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        table.add_row(name, f"{statistics.mean(scores):.4f}", f"{spread:.4f}")
-    console.print(table)
-
-    delivered = Table(title="What the reader did")
-    for name in ("batches expected", "batches seen", "tasks sent", "tasks resent", "teachers lost"):
-        delivered.add_column(name, justify="right")
-    delivered.add_row(
-        str(seeds * total),
-        str(stats["batches"]),
-        str(stats["tasks_sent"]),
-        str(stats["resent"]),
-        str(stats["lost_teachers"]),
-    )
-    console.print(delivered)
-    if stats["batches"] != seeds * total:
-        raise EdlError(f"{stats['batches']} batches were seen, {seeds * total} were expected")
+    _print_accuracy(console, teacher_accuracy, alone, distilled)
+    _print_delivery(console, seeds * total, stats)
 
 
 # --- data, models, training: what any Paddle user knows ---------------------------------------
@@ -177,6 +160,7 @@ class Mixtures:
         self._random = np.random.default_rng(seed)
 
     def __call__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One epoch."""
         one_hot = np.eye(10, dtype=np.float32)[self._data.labels]
         for _ in range(BATCHES_PER_EPOCH):
             left, right = self._random.integers(0, self._images, (2, BATCH))
@@ -213,7 +197,8 @@ def train(
     on_batch: Callable[[], None] = lambda: None,
 ) -> None:
     """Train with Adam and a cosine schedule. With a third slot in the batches (the teacher's
-    logits), learn from these; else from the labels."""
+    logits), learn from these; else from the labels.
+    """
     import paddle
     from paddle.nn import functional as F
 
@@ -237,9 +222,7 @@ def train(
             on_batch()
 
 
-def train_student(
-    data: Digits, seed: int, epochs: int, on_batch: Callable[[], None]
-) -> float:
+def train_student(data: Digits, seed: int, epochs: int, on_batch: Callable[[], None]) -> float:
     """A student from labels alone; its accuracy."""
     import paddle
 
@@ -253,11 +236,12 @@ def distill_students(
     reader: DistillReader, data: Digits, seeds: int, epochs: int, on_batch: Callable[[], None]
 ) -> list[float]:
     """The same students with soft labels. This is all that distillation changes: the reader wraps
-    the batches, and they come out with one more slot."""
+    the batches, and they come out with one more slot.
+    """
     import paddle
 
     current: list[Mixtures] = []
-    reader.set_batch_generator(lambda: current[0]())
+    reader.set_batch_generator(lambda: iter(current[0]()))
     scores = []
     for seed in range(seeds):
         paddle.seed(seed)
@@ -289,7 +273,7 @@ class TeacherProcess:
     log: Path
 
     def wait_until_ready(self, timeout: float = 60.0) -> str:
-        """Its endpoint, once it has printed it. Raises EdlError with its last words if it cannot."""
+        """Its endpoint, once it has printed it. Raises EdlError with its last words otherwise."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.process.poll() is None:
             for line in self.log.read_text().splitlines():
@@ -317,7 +301,7 @@ class TeacherHost:
                 command,
                 stdout=output,
                 stderr=output,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
                 start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
             )
         self._started.append(TeacherProcess(process, log))
@@ -392,13 +376,27 @@ def _ticker(progress: Progress, bar: Any) -> Callable[[], None]:
     return lambda: progress.advance(bar)
 
 
-def _import_paddle() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import paddle
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"this demo needs Paddle: pip install paddlepaddle ({error})"
-            ) from error
-    return paddle
+def _print_accuracy(
+    console: Console, teacher: float, alone: list[float], distilled: list[float]
+) -> None:
+    table = Table(title="Accuracy on 597 test images")
+    table.add_column("model")
+    table.add_column("mean", justify="right")
+    table.add_column("standard deviation", justify="right")
+    table.add_row("teacher", f"{teacher:.4f}", "")
+    for name, scores in (("student, labels alone", alone), ("student, distilled", distilled)):
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        table.add_row(name, f"{statistics.mean(scores):.4f}", f"{spread:.4f}")
+    console.print(table)
+
+
+def _print_delivery(console: Console, expected: int, stats: dict[str, Any]) -> None:
+    """What the reader did. Raises EdlError if a batch is missing, or one came twice."""
+    table = Table(title="What the reader did")
+    for name in ("batches expected", "batches seen", "tasks sent", "tasks resent", "teachers lost"):
+        table.add_column(name, justify="right")
+    counts = [stats[name] for name in ("batches", "tasks_sent", "resent", "lost_teachers")]
+    table.add_row(str(expected), *map(str, counts))
+    console.print(table)
+    if stats["batches"] != expected:
+        raise EdlError(f"{stats['batches']} batches were seen, {expected} were expected")

@@ -15,7 +15,9 @@ from edl.serving.description import Description, TensorSpec
 class Columns(Protocol):
     """A batch from which slots can be taken (see ``batches``)."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
 
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start:stop`` of slot ``index``."""

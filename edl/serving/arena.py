@@ -56,7 +56,7 @@ class Allocator:
 
 
 class Arena:
-    """A mapped arena. Whoever created it (``create``) or was handed its fd (``attach``) may view."""
+    """A mapped arena, for whoever created it (``create``) or was handed its fd (``attach``)."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd

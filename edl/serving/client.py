@@ -35,7 +35,7 @@ from edl.errors import (
 from edl.serving import frame
 from edl.serving.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
 from edl.serving.messages import METHOD, SERVICE, decode_response, encode_request
-from edl.serving.tensor import Buffer, size_of
+from edl.serving.tensor import Buffer
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,9 @@ class TeacherClient:
         """Send a request; ``on_answer`` gets the outputs or a TeacherError, exactly once.
 
         Returns the correlation id (for :meth:`forget`). Blocks while the teacher does not take
-        the bytes, for at most ``send_timeout``; closing the client from another thread ends that. ``on_answer`` runs on the
-        receiving thread and must be quick. Raises WireError if an array cannot travel.
+        the bytes, for at most ``send_timeout``; closing the client from another thread ends that.
+        ``on_answer`` runs on the receiving thread and must be quick. Raises WireError if an array
+        cannot travel.
         """
         return self._send(SERVICE, METHOD, encode_request(feeds, fetches), on_answer, raw=False)
 
@@ -102,7 +103,8 @@ class TeacherClient:
 
     def describe(self, timeout: float = 10.0) -> Description:
         """What the teacher serves. Raises RequestRefused if the server does not say (a Paddle
-        Serving of the original kind), and the errors of :meth:`infer`."""
+        Serving of the original kind), and the errors of :meth:`infer`.
+        """
         payload = self._wait(DESCRIBE_SERVICE, DESCRIBE_METHOD, [], timeout, raw=True)
         assert isinstance(payload, memoryview)
         try:
@@ -299,11 +301,10 @@ def receive_exactly(sock: socket.socket, view: memoryview) -> None:
 
 def _receive_body(sock: socket.socket, size: int) -> memoryview:
     body = np.empty(min(size, _FIRST_RESERVATION), np.uint8)
-    receive_exactly(sock, memoryview(body))
+    receive_exactly(sock, body.data)
     while len(body) < size:
         grown = np.empty(min(size, 2 * len(body)), np.uint8)
         grown[: len(body)] = body
-        receive_exactly(sock, memoryview(grown)[len(body) :])
+        receive_exactly(sock, grown.data[len(body) :])
         body = grown
-    return memoryview(body)
-
+    return body.data

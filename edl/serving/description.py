@@ -76,7 +76,11 @@ class Description:
     def to_json(self) -> str:
         """The description as one line of JSON."""
         return json.dumps(
-            {**self.extra, "feeds": _specs_to_json(self.feeds), "fetches": _specs_to_json(self.fetches)}
+            {
+                **self.extra,
+                "feeds": _specs_to_json(self.feeds),
+                "fetches": _specs_to_json(self.fetches),
+            }
         )
 
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from edl.errors import ConfigError, ModelError
+from edl.serving._paddle import import_paddle
 from edl.serving.model import ModelFiles, find_model
 from edl.serving.predictor import PaddlePredictor, PredictorOptions
 from edl.serving.prototxt import SERVER_CONF, ModelConfig, Variable, write_config
@@ -29,8 +30,7 @@ def export_model(
 
     Raises ConfigError if the names do not fit the layer, ModelError if Paddle cannot export it.
     """
-    import paddle
-
+    paddle = import_paddle("exporting a model")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     spec = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any, Union
 
 from edl.errors import WireError
 from edl.serving import _protobuf as pb
@@ -85,7 +85,9 @@ def _encode_meta(meta: Meta) -> bytes:
     return head
 
 
-def parse_header(header: Union[bytes, memoryview], limit: int = MAX_BODY_SIZE) -> tuple[int, int]:
+def parse_header(
+    header: Union[bytes, bytearray, memoryview], limit: int = MAX_BODY_SIZE
+) -> tuple[int, int]:
     """(body size, meta size) from a frame's first 12 bytes.
 
     Raises WireError if they are not a frame's, or claim a body beyond ``limit`` bytes.
@@ -112,7 +114,7 @@ def parse_body(body: memoryview, meta_size: int) -> tuple[Meta, memoryview]:
 
 def _decode_meta(message: memoryview) -> Meta:
     meta: Union[RequestMeta, ResponseMeta, None] = None
-    common = {"correlation_id": 0, "compress_type": 0, "attachment_size": 0}
+    common: dict[str, Any] = {"correlation_id": 0, "compress_type": 0, "attachment_size": 0}
     authentication = b""
     for number, _, value in pb.fields(message):
         if number == _REQUEST:

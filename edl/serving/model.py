@@ -1,8 +1,9 @@
 """Finding the files of an inference model. No Paddle is imported here.
 
 A model is ``NAME.json`` (or ``NAME.pdmodel``, or ``__model__``) with ``NAME.pdiparams`` (or
-``__params__``). A ``.json`` program without parameters has no second file. With ``serving_server_conf.prototxt`` beside it, it is a model in Paddle Serving's
-format, and the names that users say (aliases) are taken from there.
+``__params__``). A ``.json`` program without parameters has no second file. With
+``serving_server_conf.prototxt`` beside it, it is a model in Paddle Serving's format, and the names
+that users say (aliases) are taken from there.
 """
 
 from __future__ import annotations

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from edl.errors import ConfigError, MissingDependencyError, ModelError
+from edl.errors import ConfigError, ModelError
+from edl.serving._paddle import import_paddle
 from edl.serving.description import Description, TensorSpec
 from edl.serving.model import ModelFiles, find_model
 from edl.serving.prototxt import ModelConfig, Variable, read_config
@@ -44,7 +43,7 @@ class PredictorOptions:
 
 
 def load_predictor(options: PredictorOptions) -> Predictor:
-    """Make the predictor and run it once on zeros, so that the first request is not the slow one."""
+    """Make the predictor and run it once on zeros, so that no student waits for its first run."""
     predictor: Predictor
     if options.python:
         predictor = _load_python(options.python)
@@ -78,7 +77,7 @@ class PaddlePredictor:
     """
 
     def __init__(self, files: ModelFiles, options: PredictorOptions) -> None:
-        paddle = _import_paddle()
+        paddle = import_paddle("hosting a Paddle model")
         from paddle import inference
 
         config = inference.Config(str(files.program), str(files.params or ""))
@@ -121,20 +120,6 @@ class PaddlePredictor:
         }
 
 
-def _import_paddle() -> Any:
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about compilers that a teacher does not need
-        try:
-            import paddle
-        except ImportError as error:
-            raise MissingDependencyError(
-                "hosting a Paddle model needs Paddle: pip install paddlepaddle, or "
-                f"paddlepaddle-gpu ({error}; python is {sys.executable})"
-            ) from error
-    return paddle
-
-
 def _read_model(paddle: Any, files: ModelFiles) -> ModelConfig:
     """Names, shapes and dtypes, from the program itself; aliases from the prototxt, if any."""
     model = _read_program(paddle, files)
@@ -164,7 +149,12 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
     static_before = not paddle.in_dynamic_mode()
     paddle.enable_static()
     try:
-        with paddle.static.scope_guard(paddle.static.Scope()):
+        # A .pdmodel holds a program of Paddle 2; Paddle 3 reads one only in its old mode.
+        old = files.program.suffix != ".json" and hasattr(paddle, "pir_utils")
+        with contextlib.ExitStack() as stack:
+            if old:
+                stack.enter_context(paddle.pir_utils.OldIrGuard())
+            stack.enter_context(paddle.static.scope_guard(paddle.static.Scope()))
             executor = paddle.static.Executor(paddle.CPUPlace())
             prefix, names = files.program.with_suffix(""), {}
             if files.program.name == "__model__":
@@ -176,7 +166,8 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
             )
             feeds = _feed_variables(program, feed_names)
             fetches = [
-                _variable(_fetch_name(value, index), value) for index, value in enumerate(fetch_vars)
+                _variable(_fetch_name(value, index), value)
+                for index, value in enumerate(fetch_vars)
             ]
             return ModelConfig(tuple(feeds), tuple(fetches))
     finally:
@@ -215,13 +206,7 @@ def _variable(name: str, value: Any) -> Variable:
 
 
 def _dtype_name(dtype: Any) -> str:
+    """Numpy's name for a Paddle dtype (``paddle.float32``, or ``VarType.FP32`` of Paddle 2)."""
     name = str(dtype).rpartition(".")[2].lower()
-    return {"bfloat16": "uint16", "fp32": "float32", "fp64": "float64", "fp16": "float16"}.get(
-        name, name
-    )
-
-
-def default_device() -> Optional[str]:
-    """``gpu`` if this Paddle can use one, else ``cpu``."""
-    paddle = _import_paddle()
-    return "gpu" if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu"
+    old_names = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
+    return "uint16" if name in ("bf16", "bfloat16") else old_names.get(name, name)

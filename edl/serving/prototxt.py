@@ -76,7 +76,7 @@ def write_config(path: Path, config: ModelConfig) -> None:
 
 def _variable(item: Any, elem_type: int) -> Variable:
     dtype = wire_dtype(elem_type)
-    spec = TensorSpec(tuple(item.shape), "str" if dtype == object else dtype.name)
+    spec = TensorSpec(tuple(item.shape), "str" if dtype.kind == "O" else dtype.name)
     return Variable(item.name, item.alias_name or item.name, spec)
 
 
@@ -87,7 +87,7 @@ def _fill(item: Any, variable: Variable, type_field: str) -> None:
     item.shape.extend(variable.spec.shape)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _message_class() -> Any:
     """GeneralModelConfig, from a descriptor built here (a pool of its own: nothing can clash)."""
     field = descriptor_pb2.FieldDescriptorProto
@@ -118,4 +118,5 @@ def _message_class() -> Any:
     descriptor = pool.FindMessageTypeByName(f"{proto.package}.GeneralModelConfig")
     if hasattr(message_factory, "GetMessageClass"):
         return message_factory.GetMessageClass(descriptor)
-    return message_factory.MessageFactory(pool).GetPrototype(descriptor)  # protobuf 3
+    factory: Any = message_factory.MessageFactory(pool)  # protobuf 3
+    return factory.GetPrototype(descriptor)

@@ -124,7 +124,9 @@ class TeacherServer:
         self._listener = _listen(self._options.host, self._options.port)
         timeout = self._options.load_timeout
         try:
-            descriptions = await asyncio.gather(*(worker.start(timeout) for worker in self._workers))
+            descriptions = await asyncio.gather(
+                *(worker.start(timeout) for worker in self._workers)
+            )
         except ModelError:
             await self.stop()
             raise
@@ -233,9 +235,7 @@ class TeacherServer:
 
     # --- requests ---------------------------------------------------------------------------
 
-    def _handle(
-        self, stream: Stream, meta: frame.Meta, payload: memoryview, block: int
-    ) -> None:
+    def _handle(self, stream: Stream, meta: frame.Meta, payload: memoryview, block: int) -> None:
         """Answer a frame at once, or accept it as a job. Takes ``block`` over."""
         if not isinstance(meta, frame.RequestMeta):
             self._free(block)
@@ -410,11 +410,15 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
     """
     for name in request.feeds:
         if name not in description.feeds:
-            raise _refusal(f"unknown feed {name!r}; this teacher's feeds: {_names(description.feeds)}")
+            raise _refusal(
+                f"unknown feed {name!r}; this teacher's feeds: {_names(description.feeds)}"
+            )
     rows = set()
     for name, spec in description.feeds.items():
         if name not in request.feeds:
-            raise _refusal(f"feed {name!r} is missing; this teacher needs {_names(description.feeds)}")
+            raise _refusal(
+                f"feed {name!r} is missing; this teacher needs {_names(description.feeds)}"
+            )
         wrong = spec.mismatch(request.feeds[name])
         if wrong:
             raise _refusal(f"feed {name!r}: {wrong}")
@@ -459,4 +463,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
-

@@ -29,7 +29,8 @@ class Stream:
 
     async def read_into(self, view: memoryview, patience: float = 0.0) -> None:
         """Fill ``view``. Raises EOFError if the peer closes first, or if ``patience`` is given
-        and no byte arrives for that many seconds."""
+        and no byte arrives for that many seconds.
+        """
         while len(view):
             limit = self._loop.call_later(patience, self._give_up) if patience else None
             try:
@@ -43,7 +44,8 @@ class Stream:
 
     async def write(self, buffers: Sequence[Buffer], patience: float) -> None:
         """Send all of ``buffers``, after whatever another task is sending. Raises OSError if the
-        connection breaks or the peer takes nothing for ``patience`` seconds."""
+        connection breaks or the peer takes nothing for ``patience`` seconds.
+        """
         async with self._write_turn:
             pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
             while pending:
@@ -72,7 +74,8 @@ class Stream:
 
     async def finish(self, patience: float) -> None:
         """End the connection so that what was sent arrives: a plain close with unread bytes
-        would reset it and could destroy answers on their way."""
+        would reset it and could destroy answers on their way.
+        """
         try:
             self._socket.shutdown(socket.SHUT_WR)
             scratch = memoryview(bytearray(1 << 16))

@@ -44,7 +44,7 @@ STRING = 20
 MAX_STRINGS = 1 << 16
 MAX_DIMENSIONS = 32
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype] = {
     INT64: np.dtype("<i8"),
     FP32: np.dtype("<f4"),
     INT32: np.dtype("<i4"),
@@ -99,7 +99,7 @@ def wire_dtype(elem_type: int) -> np.dtype:
 
 def elem_type_of(dtype: np.dtype) -> int:
     """The element type that carries a numpy dtype; raises WireError if none does."""
-    if dtype.kind in "US" or dtype == object:
+    if dtype.kind in "US" or dtype.kind == "O":
         return STRING
     try:
         return _ELEM_TYPES[dtype.newbyteorder("<")]
@@ -140,21 +140,19 @@ def _encode_data(elem_type: int, array: np.ndarray) -> list[Buffer]:
     if not flat.size:
         return []
     octets = pb.encode_varints(flat) if elem_type in (INT64, INT32) else flat.view(np.uint8)
-    memory = memoryview(octets)
+    memory = octets.data
     return [pb.prefix(_DATA_FIELD.get(elem_type, _CONTENT), len(memory)), memory]
 
 
 def _encode_strings(name: str, array: np.ndarray) -> bytes:
     encoded = []
     for item in array.reshape(-1).tolist():
-        if isinstance(item, str):
-            item = item.encode()
-        elif not isinstance(item, bytes):
+        if not isinstance(item, (str, bytes)):
             raise WireError(
                 f"tensor {name!r} holds Python objects of type {type(item).__name__}; "
                 "only strings can travel as objects"
             )
-        encoded.append(pb.blob(_STRING_DATA, item))
+        encoded.append(pb.blob(_STRING_DATA, item.encode() if isinstance(item, str) else item))
     return b"".join(encoded)
 
 
@@ -218,7 +216,9 @@ def _assemble(
     count = math.prod(shape)
     if elem_type == STRING:
         if len(strings) != count:
-            raise WireError(f"shape {shape} needs {count} strings, the message holds {len(strings)}")
+            raise WireError(
+                f"shape {shape} needs {count} strings, the message holds {len(strings)}"
+            )
         return np.array(strings, dtype=object).reshape(shape)
     expected = _DATA_FIELD.get(elem_type, _CONTENT)
     if strings or any(number not in (expected, _CONTENT) for number in data) or len(data) > 1:

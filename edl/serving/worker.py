@@ -66,6 +66,7 @@ class Worker:
         except Exception as error:
             logger.exception("making the predictor failed")
             return {"failed": f"{type(error).__name__}: {error}"}
+        _ignore_signals()  # again: Paddle has changed them
         return {"ready": self._predictor.description.to_json()}
 
     def _run(self, requests: list[dict[str, Any]], fetches: list[str]) -> dict[str, Any]:
@@ -140,11 +141,17 @@ class Worker:
         return data
 
 
-def main() -> None:
-    """Entry point of the worker process."""
-    # The front decides when a worker ends; a Ctrl-C in the terminal reaches the whole group.
+def _ignore_signals() -> None:
+    """The front decides when a worker ends. A Ctrl-C in a terminal, or a service manager's SIGTERM,
+    reaches all processes of a group.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Entry point of the worker process."""
+    _ignore_signals()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s worker[%(process)d] %(message)s")
     control_fd, input_fd, output_fd = (int(argument) for argument in sys.argv[1:4])
     with socket.socket(fileno=control_fd) as control:

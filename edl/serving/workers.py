@@ -60,7 +60,8 @@ class WorkerProcess:
 
     async def start(self, timeout: float) -> Description:
         """Start the process and load the model. Raises ModelError if that fails or takes longer
-        than ``timeout`` seconds."""
+        than ``timeout`` seconds.
+        """
         ours, theirs = socket.socketpair()
         self._outputs = Arena.create(self._output_bytes, "edl-outputs")
         fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
@@ -80,9 +81,7 @@ class WorkerProcess:
             raise ModelError(answer["failed"])
         return Description.from_json(answer["ready"])
 
-    async def run(
-        self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]
-    ) -> Result:
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
         """Compute one batch, made of the requests' rows one after the other.
 
         Raises WorkerError if the predictor raised, WorkerDied if the process is gone.

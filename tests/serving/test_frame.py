@@ -42,9 +42,7 @@ ids = st.integers(-(2**63), 2**63 - 1)
 
 @given(st.text(), st.text(), ids, ids, st.binary(max_size=20), st.binary(max_size=50))
 def test_request_frames_round_trip(service, method, correlation_id, log_id, token, payload):
-    meta = frame.RequestMeta(
-        service, method, correlation_id, log_id, authentication=token
-    )
+    meta = frame.RequestMeta(service, method, correlation_id, log_id, authentication=token)
     again, body = parsed(b"".join(frame.encode_frame(meta, [payload])))
     assert again == meta
     assert body == payload

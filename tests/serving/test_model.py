@@ -95,7 +95,9 @@ def test_descriptions_round_trip_through_json(feeds, fetches):
     assert Description.from_json(description.to_json()) == description
 
 
-@given(st.lists(st.builds(Variable, st.text("abc_.0", min_size=1), st.text("xyz", min_size=1), specs)))
+@given(
+    st.lists(st.builds(Variable, st.text("abc_.0", min_size=1), st.text("xyz", min_size=1), specs))
+)
 def test_configurations_round_trip_through_prototxt(tmp_path_factory, variables):
     path = tmp_path_factory.mktemp("conf") / "conf.prototxt"
     config = ModelConfig(tuple(variables), tuple(variables))
@@ -103,7 +105,9 @@ def test_configurations_round_trip_through_prototxt(tmp_path_factory, variables)
     assert read_config(path) == config
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"feeds": {"x": {"shape": [1], "dtype": "u4"}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"feeds": {"x": {"shape": [1], "dtype": "u4"}}}']
+)
 def test_text_that_is_not_a_description_is_refused(text):
     with pytest.raises(ConfigError, match="not a teacher's description"):
         Description.from_json(text)

@@ -43,7 +43,11 @@ def test_outputs_are_those_of_the_inputs(client):
         ({}, [], r"feed 'img' is missing; this teacher needs 'img'"),
         (IMG, ["pro"], r"unknown fetch 'pro'; this teacher's fetches: 'prob'"),
         ({"img": IMG["img"].astype("f8")}, [], r"feed 'img': expected dtype float32, got float64"),
-        ({"img": np.zeros((2, 3, 4), "f4")}, [], r"'img': expected shape \(rows, any\), got \(2, 3"),
+        (
+            {"img": np.zeros((2, 3, 4), "f4")},
+            [],
+            r"'img': expected shape \(rows, any\), got \(2, 3",
+        ),
         ({"img": np.zeros((), "f4")}, [], r"'img': expected shape \(rows, any\), got \(\)"),
     ],
 )
@@ -159,6 +163,18 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_status_0():
             client.infer(IMG)
         assert teacher.wait() == 0
         assert [answer["prob"][0, 0] for answer in answers] == [2, 3, 4]
+
+
+def test_a_sigterm_for_the_whole_process_group_drains_all_the_same():
+    with python_teacher("Sums", delay=0.5) as teacher, TeacherClient(teacher.endpoint) as client:
+        answers = []
+        client.submit(IMG, [], answers.append)
+        time.sleep(0.1)
+        for pid in children_of(teacher.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        teacher.kill(signal.SIGTERM)
+        assert teacher.wait() == 0
+        assert answers[0]["prob"].tolist() == SUMS
 
 
 def test_a_second_signal_stops_at_once():

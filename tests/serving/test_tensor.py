@@ -1,4 +1,4 @@
-"""Tensors to bytes and back: every dtype and shape, agreement with Google's runtime, hostile input."""
+"""Tensors to bytes and back: every dtype and shape, Google's runtime, hostile input."""
 
 import math
 
@@ -53,7 +53,10 @@ def test_strings_round_trip(array):
 @given(arrays)
 def test_non_contiguous_and_big_endian_arrays_arrive_as_plain_ones(array):
     reversed_axes = array.T
-    assert same(decoded(encoded(reversed_axes)).array, np.ascontiguousarray(reversed_axes).reshape(reversed_axes.shape))
+    assert same(
+        decoded(encoded(reversed_axes)).array,
+        np.ascontiguousarray(reversed_axes).reshape(reversed_axes.shape),
+    )
     big_endian = array.astype(array.dtype.newbyteorder(">"))
     assert same(decoded(encoded(big_endian)).array, array)
 
@@ -117,7 +120,7 @@ def test_a_dtype_without_a_place_in_the_protocol_is_refused_by_name(dtype):
 
 
 def test_objects_that_are_not_strings_are_refused_by_name():
-    with pytest.raises(WireError, match="'x'.*dict"):
+    with pytest.raises(WireError, match=r"'x'.*dict"):
         codec.encode_tensor("x", np.array([{}], dtype=object))
 
 

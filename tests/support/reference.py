@@ -36,7 +36,9 @@ _MESSAGES = {
 
 
 def _build():
-    file = descriptor_pb2.FileDescriptorProto(name="reference.proto", syntax="proto3", package="ref")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="reference.proto", syntax="proto3", package="ref"
+    )
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for text in fields.split(", "):

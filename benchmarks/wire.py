@@ -1,0 +1,163 @@
+"""What the wire costs: encode, decode and round trip, beside a bare socket moving the same bytes.
+
+python benchmarks/wire.py [--rounds N]
+
+One fp32 batch of 32x3x224x224 (19.3 MB) as a request, 32x1000 fp32 soft labels as its answer. All
+rows are measured in one run, in turn, against the same peer process over loopback TCP. Medians; the
+spread is the interquartile range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import pickle
+import socket
+import statistics
+import sys
+import threading
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from edl.serving import TeacherClient, frame
+from edl.serving.client import receive_exactly, send_all
+from edl.serving.messages import (
+    METHOD,
+    SERVICE,
+    decode_request,
+    decode_response,
+    encode_request,
+    encode_response,
+)
+
+SHAPE = (32, 3, 224, 224)
+LABELS = np.random.default_rng(0).random((32, 1000), dtype=np.float32)
+
+
+def serve(listener: socket.socket) -> None:
+    """The peer: a thread per connection."""
+    while True:
+        conn, _ = listener.accept()
+        threading.Thread(target=answer_all, args=(conn,), daemon=True).start()
+
+
+def answer_all(conn: socket.socket) -> None:
+    """Answer each message with the soft labels: frames with frames, "RAWB" with bare bytes."""
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    buffer = memoryview(bytearray(32 << 20))
+    header = memoryview(bytearray(frame.HEADER_SIZE))
+    while True:
+        try:
+            receive_exactly(conn, header)
+        except EOFError:
+            return
+        if header[:4] == b"RAWB":
+            receive_exactly(conn, buffer[: int.from_bytes(header[4:], "big")])
+            send_all(conn, [LABELS.data.cast("B")])
+            continue
+        body_size, meta_size = frame.parse_header(header)
+        receive_exactly(conn, buffer[:body_size])
+        meta, payload = frame.parse_body(buffer[:body_size], meta_size)
+        decode_request(payload)
+        answer = frame.ResponseMeta(meta.correlation_id)
+        send_all(conn, frame.encode_frame(answer, encode_response({"prob": LABELS})))
+
+
+def bare_round_trip(conn: socket.socket, image: np.ndarray, answer: memoryview) -> None:
+    """The same number of bytes there and back, and nothing else."""
+    header = b"RAWB" + image.nbytes.to_bytes(8, "big")
+    send_all(conn, [header, image.data.cast("B")])
+    receive_exactly(conn, answer)
+
+
+def measure(actions: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each action, all in turn in every round, forwards and backwards: what one leaves
+    in the caches is not always to the same other's good."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 3):
+        order = list(actions) if number % 2 else list(reversed(actions))
+        for name in order:
+            action = actions[name]
+            started = time.perf_counter()
+            action()
+            if number >= 3:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    rounds = parser.parse_args().rounds
+
+    image = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
+    feeds = {"img": image}
+    request = frame.encode_frame(frame.RequestMeta(SERVICE, METHOD, 1), encode_request(feeds, []))
+    shared = any(np.shares_memory(np.frombuffer(buffer, "u1"), image) for buffer in request)
+    message = b"".join(request[1:])
+    response = b"".join(encode_response({"prob": LABELS}))
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    peer = multiprocessing.get_context("fork").Process(target=serve, args=(listener,), daemon=True)
+    peer.start()
+
+    def over_client() -> None:
+        assert client.infer(feeds)["prob"].shape == LABELS.shape
+
+    conn = socket.create_connection(listener.getsockname())
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    answer = memoryview(bytearray(LABELS.nbytes))
+    with conn, TeacherClient(endpoint) as client:
+        local = {
+            "encode the request": lambda: encode_request(feeds, ["prob"]),
+            "decode the request": lambda: decode_request(memoryview(message)),
+            "encode the answer": lambda: encode_response({"prob": LABELS}),
+            "decode the answer": lambda: decode_response(memoryview(response)),
+            "(copy of the same array)": image.copy,
+            "(pickle of the same array)": lambda: pickle.dumps(image, pickle.HIGHEST_PROTOCOL),
+        }
+        remote = {
+            "round trip, TeacherClient": over_client,
+            "round trip, bare socket": lambda: bare_round_trip(conn, image, answer),
+        }
+        times = {**measure(local, rounds), **measure(remote, rounds)}
+    peer.kill()
+
+    table = Table(title=f"fp32 {'x'.join(map(str, SHAPE))}, {image.nbytes / 1e6:.1f} MB")
+    for name, justify in (("", "left"), ("median", "right"), ("spread", "right"), ("", "right")):
+        table.add_column(name, justify=justify)
+    reference = statistics.median(times["round trip, bare socket"])
+    for name, values in times.items():
+        median = statistics.median(values)
+        quarter, _, three_quarters = statistics.quantiles(values, n=4)
+        share = f"{median / reference:.4f} of a bare round trip"
+        table.add_row(
+            name, f"{median * 1e6:,.0f} us", f"{(three_quarters - quarter) * 1e6:,.0f}", share
+        )
+    Console().print(table)
+    print(f"the request references the array's memory: {shared}")
+    print(f"the student's side imports pickle: {'pickle' in _imports_of('edl.serving.client')}")
+
+
+def _imports_of(module: str) -> set[str]:
+    """Names that the module, and EDL's modules that it imports, have at their top level."""
+    found: set[str] = set()
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        for value in vars(sys.modules[name]).values():
+            other = getattr(value, "__name__", "")
+            if type(value).__name__ == "module" and other not in found:
+                found.add(other)
+                if other.startswith("edl."):
+                    queue.append(other)
+    return found
+
+
+if __name__ == "__main__":
+    main()

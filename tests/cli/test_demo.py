@@ -1,0 +1,84 @@
+"""``edl demo digits`` from beginning to end, and interrupted."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT, alive
+
+pytestmark = pytest.mark.slow
+
+
+def start_demo(tmp_path, *arguments):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "120"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "edl.cli.main", "demo", "digits", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+    )
+
+
+def descendants(pid):
+    """All processes below ``pid``, by their parents' ids in /proc."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    found, queue = [], [pid]
+    while queue:
+        parent = queue.pop()
+        children = [child for child, its_parent in parents.items() if its_parent == parent]
+        found += children
+        queue += children
+    return found
+
+
+def test_the_demo_loses_no_batch_and_distillation_helps(tmp_path):
+    demo = start_demo(tmp_path, "--seeds", "3")
+    output, _ = demo.communicate(timeout=180)
+    assert demo.returncode == 0, output
+    scores = {
+        name: float(value)
+        for name, value in re.findall(r"│ (teacher|student, [a-z ]*?) +│ +(0\.\d+) ", output)
+    }
+    assert scores["teacher"] > 0.97, output
+    assert scores["student, distilled"] > scores["student, labels alone"] + 0.005
+    expected, seen, sent, resent, lost = map(
+        int, re.findall(r"│ +(\d+) │ +(\d+) │ +(\d+) │ +(\d+) │ +(\d+) │", output)[0]
+    )
+    assert expected == seen == 3 * 30 * 20
+    assert sent >= seen
+    assert lost == 1
+    assert resent >= 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path, signum):
+    demo = start_demo(tmp_path)
+    for line in demo.stdout:
+        if line.startswith("5."):
+            break
+    time.sleep(0.5)
+    processes = descendants(demo.pid)
+    assert len(processes) >= 5, "etcd, two teachers with a worker each"
+    demo.send_signal(signum)
+    rest = demo.communicate(timeout=30)[0]
+    assert demo.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert [pid for pid in processes if alive(pid)] == []
+    assert list(tmp_path.iterdir()) == []
