@@ -32,6 +32,7 @@ class SampleBatch:
     """Samples that are sent to a teacher together."""
 
     samples: list[tuple]
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -57,9 +58,9 @@ class SampleBatch:
         except ValueError as error:
             raise SourceError(f"slot {index} ({name!r}) cannot be stacked: {error}") from error
 
-    def with_predictions(self, predictions: dict[str, np.ndarray]) -> list[tuple]:
+    def with_predictions(self) -> list[tuple]:
         """Every sample with its own rows of the predictions."""
-        columns = predictions.values()
+        columns = self.predictions.values()
         return [
             (*sample, *(column[row] for column in columns))
             for row, sample in enumerate(self.samples)
@@ -73,6 +74,7 @@ class ArrayBatch:
     value: Any
     rows: int
     nbytes: int
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
     _arrays: dict[int, np.ndarray] = field(default_factory=dict)
 
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
@@ -88,9 +90,9 @@ class ArrayBatch:
             self._arrays[index] = array
         return array if stop - start == self.rows else array[start:stop]
 
-    def with_predictions(self, predictions: dict[str, np.ndarray]) -> Any:
+    def with_predictions(self) -> Any:
         """The batch as it came, followed by the predictions."""
-        value = self.value
+        value, predictions = self.value, self.predictions
         slots = value.values() if isinstance(value, dict) else _slots(value)
         if any(is_tensor(slot) for slot in slots):
             to_tensor = sys.modules["paddle"].to_tensor
@@ -158,6 +160,8 @@ def _count_rows(value: Any, names: Sequence[Optional[str]]) -> int:
         if name is None or (isinstance(value, dict) and name not in value):
             continue
         slot = _slot(value, index, name)
+        if isinstance(slot, (list, tuple)):  # rows may be ragged, if the teacher does not feed on them
+            return len(slot)
         shape = getattr(slot, "shape", None)
         if shape is None:
             shape = np.shape(slot)

@@ -34,7 +34,7 @@ from edl.errors import BatchRefused, ReaderError
 #: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
 Payload = TypeVar("Payload")
 
-_RECENT = 64  # latencies that "usual" is computed from
+_RECENT = 128  # latencies that "usual" is computed from
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class _Batch(Generic[Payload]):
     payload: Optional[Payload]
     nbytes: int
     first_task: int = 0
+    rows: int = 0
     parts: list[Any] = field(default_factory=list)
     missing: int = 0
     error: Optional[BaseException] = None
@@ -107,6 +108,15 @@ class _Batch(Generic[Payload]):
     @property
     def complete(self) -> bool:
         return not self.missing or self.error is not None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer of a teacher, for its statistics."""
+
+    at: float
+    latency: float
+    rows: int
 
 
 @dataclass
@@ -119,12 +129,12 @@ class TeacherState:
     last_heard: float = 0.0
     usual: float = 0.0
     deviation: float = 0.0
+    recent: deque[_Answer] = field(default_factory=lambda: deque(maxlen=_RECENT))
     failures_in_a_row: int = 0
     suspended_until: float = 0.0
     retiring: bool = False
     answered: int = 0
     rows: int = 0
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def has_room(self, now: float) -> bool:
         """Whether it may be sent a task."""
@@ -148,6 +158,8 @@ class Counters:
     """What has happened so far, for ``reader.stats()``."""
 
     batches: int = 0
+    rows: int = 0
+    bytes: int = 0
     tasks_sent: int = 0
     resent: int = 0
     hedged: int = 0
@@ -168,6 +180,8 @@ class Dispatch(Generic[Payload]):
         self._waiting: list[int] = []  # task ids, sorted
         self._next_task_id = 0
         self._next_batch = 0
+        self.demand = 1
+        self._demand_reviewed = 0.0
         self._head = 0  # the batch that the student takes next
         self._ready_batches = 0
         self._ready_bytes = 0
@@ -194,7 +208,7 @@ class Dispatch(Generic[Payload]):
         batch's number.
         """
         batch: _Batch[Payload] = _Batch(
-            self._next_batch, payload, nbytes, self._next_task_id
+            self._next_batch, payload, nbytes, self._next_task_id, rows
         )
         self._next_batch += 1
         self._batches[batch.number] = batch
@@ -249,7 +263,10 @@ class Dispatch(Generic[Payload]):
         self._ready_batches -= 1
         self._ready_bytes -= batch.nbytes
         self._held_bytes -= batch.nbytes
-        self.counters.batches += 1
+        if batch.error is None:
+            self.counters.batches += 1
+            self.counters.rows += batch.rows
+            self.counters.bytes += batch.nbytes
         return Finished(batch.payload, batch.parts, batch.error)
 
     def clear(self) -> None:
@@ -383,10 +400,10 @@ class Dispatch(Generic[Payload]):
         """A teacher's outputs for a task: the first answer wins, a second one is dropped."""
         teacher = self.teachers.get(name)
         if teacher is not None and task_id in teacher.in_flight:
-            self._learn(teacher, teacher.in_flight[task_id], now)
-            teacher.failures_in_a_row = 0
             task = self._tasks.get(task_id)
-            teacher.rows += task.stop - task.start if task else 0
+            rows = task.stop - task.start if task else 0
+            self._learn(teacher, teacher.in_flight[task_id], rows, now)
+            teacher.failures_in_a_row = 0
             self._release(teacher, task_id)
         task = self._tasks.pop(task_id, None)
         if task is None:
@@ -494,11 +511,12 @@ class Dispatch(Generic[Payload]):
     def _describe(self, task: Task) -> str:
         return f"rows {task.start} to {task.stop} of batch {task.batch}"
 
-    def _learn(self, teacher: TeacherState, sent: float, now: float) -> None:
+    def _learn(self, teacher: TeacherState, sent: float, rows: int, now: float) -> None:
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
         at_head = now - max(teacher.last_heard, sent)
         teacher.last_heard = now
-        teacher.latencies.append(now - sent)
+        teacher.recent.append(_Answer(now, now - sent, rows))
+        teacher.rows += rows
         self._recent.append(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
             self._usual_latency = statistics.median(self._recent)
@@ -514,17 +532,39 @@ class Dispatch(Generic[Payload]):
         elif self.high:
             teacher.window = max(self.limits.min_window, teacher.window - 1)
 
-    def stats(self) -> dict[str, Any]:
-        """The counters, and what each connected teacher has done, as plain values."""
-        teachers = {
-            teacher.name: {
+    def review_demand(self, now: float) -> None:
+        """Ask for one teacher more or less, at most once a second: more while the volume is low,
+        fewer while it is high, and as before in between (so that it does not oscillate)."""
+        if now < self._demand_reviewed + 1.0 or not self._batches:
+            return
+        self._demand_reviewed = now
+        if self.low:
+            self.demand = len(self.teachers) + 1
+        elif self.high:
+            self.demand = max(1, min(self.demand, len(self.teachers)) - 1)
+
+    def stats(self, now: float) -> dict[str, Any]:
+        """The counters, the buffer, and what each connected teacher does, as plain values."""
+        teachers = {}
+        for teacher in self.teachers.values():
+            latencies = sorted(answer.latency for answer in teacher.recent)
+            teachers[teacher.name] = {
                 "answered": teacher.answered,
                 "rows": teacher.rows,
+                "rows_per_second": _rate(teacher.recent, now),
+                "latency": _quantiles(latencies),
                 "in_flight": len(teacher.in_flight),
+                "window": teacher.window,
             }
-            for teacher in self.teachers.values()
+        level = "low" if self.low else "high" if self.high else "normal"
+        buffer = {"batches": self._ready_batches, "bytes": self._ready_bytes, "level": level}
+        return {
+            **asdict(self.counters),
+            "buffer": buffer,
+            "demand": self.demand,
+            "latency": _quantiles(sorted(self._recent)),
+            "teachers": teachers,
         }
-        return {**asdict(self.counters), "teachers": teachers}
 
     # --- time -------------------------------------------------------------------------------
 
@@ -588,3 +628,18 @@ class Dispatch(Generic[Payload]):
         if held:
             return f"{batch.missing} of {len(batch.parts)} parts of the next batch are at " + ", ".join(held)
         return f"{batch.missing} of {len(batch.parts)} parts of the next batch wait for a teacher to have room"
+
+
+def _rate(recent: deque[_Answer], now: float) -> float:
+    """Rows per second over the recent answers."""
+    if len(recent) < 2:
+        return 0.0
+    first, *rest = recent
+    return sum(answer.rows for answer in rest) / max(1e-9, now - first.at)
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    """Median and p99 of sorted seconds; zeros when there are none."""
+    if not values:
+        return {"median": 0.0, "p99": 0.0}
+    return {"median": values[len(values) // 2], "p99": values[int(0.99 * (len(values) - 1))]}

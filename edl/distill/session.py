@@ -19,6 +19,7 @@ from edl.distill.dispatch import Dispatch, Finished, Limits, Task
 from edl.distill.link import Answer, TeacherLink
 from edl.distill.plan import Columns
 from edl.distill.teachers import Found, Teachers, choose
+from edl.distill.trace import Trace
 from edl.errors import (
     NoTeacherError,
     ReaderError,
@@ -38,6 +39,7 @@ Batch = Union[SampleBatch, ArrayBatch]
 
 _TICK = 0.05
 _COMPLAIN_EVERY = 5.0
+_REPORT_EVERY = 30.0
 _JOIN_PATIENCE = 5.0
 
 
@@ -68,8 +70,10 @@ class Session:
     Everything runs in daemon threads that ``close`` ends.
     """
 
-    def __init__(self, config: SessionConfig) -> None:
+    def __init__(self, config: SessionConfig, trace: Optional[Trace] = None) -> None:
         self._config = config
+        self._trace = trace
+        self._student_waited = 0.0
         self._lock = threading.Lock()
         self._student = threading.Condition(self._lock)
         self._source = threading.Condition(self._lock)
@@ -133,11 +137,12 @@ class Session:
         has been no teacher for longer than the limit, ReaderError if no teacher there is fits.
         """
         with self._lock:
-            complain_at = time.monotonic() + _COMPLAIN_EVERY
             waiting_since = time.monotonic()
+            complain_at = waiting_since + _COMPLAIN_EVERY
             while True:
                 if self._dispatch.ready:
                     finished = self._dispatch.take()
+                    self._note_wait(waiting_since)
                     self._wake()
                     return finished
                 epoch = self._epoch
@@ -156,6 +161,13 @@ class Session:
                     )
                 self._student.wait(0.5)
 
+    def _note_wait(self, since: float) -> None:
+        now = time.monotonic()
+        self._student_waited += now - since
+        if self._trace is not None:
+            self._trace.span("student", "wait", since, now)
+            self._trace.counter("batches ready", now, batches=self._dispatch.ready_batches)
+
     def end_epoch(self) -> None:
         """The student leaves the epoch: forget its batches, and let the source's thread end."""
         with self._lock:
@@ -173,7 +185,8 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """See DistillReader.stats."""
         with self._lock:
-            return self._dispatch.stats()
+            stats = self._dispatch.stats(time.monotonic())
+        return {**stats, "student_waited": self._student_waited}
 
     def _end_epoch_locked(self) -> None:
         self._epoch = None
@@ -210,7 +223,10 @@ class Session:
         error: Optional[BaseException] = None
         try:
             while self._wait_until_wanted(epoch):
+                started = time.monotonic()
                 batch = next(epoch.batches, None)
+                if self._trace is not None:
+                    self._trace.span("source", "read", started, time.monotonic())
                 if batch is None or not self._add(epoch, batch):
                     break
         except BaseException as failure:  # the user's own errors reach the student in their turn
@@ -358,6 +374,8 @@ class Session:
             if link.client is not client:
                 return
             now = time.monotonic()
+            if self._trace is not None:
+                self._trace_answer(name, task, answer, now)
             if problem:
                 pass  # below, outside the lock
             elif isinstance(answer, dict):
@@ -378,6 +396,12 @@ class Session:
             self.link_down(link, client, problem)
             client.close()
 
+    def _trace_answer(self, name: str, task: Task, answer: Answer, now: float) -> None:
+        assert self._trace is not None
+        sent = task.sent_to.get(name, now)
+        label = f"batch {task.batch}" if isinstance(answer, dict) else type(answer).__name__
+        self._trace.span(name, label, sent, now, rows=task.stop - task.start, task=task.id)
+
     def rejected(self, link: TeacherLink, task: Task, error: ReaderError) -> None:
         """See Desk."""
         with self._lock:
@@ -388,11 +412,16 @@ class Session:
 
     def _supervise(self) -> None:
         """What happens because time passes: timeouts, hedges, suspended teachers."""
+        report_at = time.monotonic() + _REPORT_EVERY
         while True:
+            if time.monotonic() >= report_at:
+                report_at += _REPORT_EVERY
+                self._report()
             with self._lock:
                 if self._closed:
                     return
                 now = time.monotonic()
+                self._dispatch.review_demand(now)
                 late = [
                     (self._links.get(name), reason)
                     for name, reason in self._dispatch.overdue(now).items()
@@ -407,6 +436,25 @@ class Session:
             with self._lock:
                 if not self._closed:
                     self._tick.wait(_TICK if self._dispatch.pending else 10 * _TICK)
+
+    def _report(self) -> None:
+        """One line for the log."""
+        stats = self.stats()
+        rate = sum(teacher["rows_per_second"] for teacher in stats["teachers"].values())
+        logger.info(
+            "%d batches read, %d ready (%s), %d teachers at %.0f rows/s, latency %.0f ms (p99 %.0f),"
+            " %d resent, %d hedged, student waited %.1f s",
+            stats["batches"],
+            stats["buffer"]["batches"],
+            stats["buffer"]["level"],
+            len(stats["teachers"]),
+            rate,
+            stats["latency"]["median"] * 1000,
+            stats["latency"]["p99"] * 1000,
+            stats["resent"],
+            stats["hedged"],
+            stats["student_waited"],
+        )
 
     def _wake(self) -> None:
         """Wake whoever may have something to do now. Called, with the lock, after every change."""

@@ -82,6 +82,17 @@ def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTe
     return ServiceTeachers(endpoints, service)
 
 
+def parse_teachers(teachers: Union[str, Sequence[str]]) -> Teachers:
+    """``etcd://host:port[,host:port]/service``, or what ``fixed_teachers`` takes. Raises
+    ConfigError."""
+    if isinstance(teachers, str) and teachers.startswith("etcd://"):
+        etcd, slash, service = teachers[len("etcd://") :].partition("/")
+        if not slash or not service:
+            raise ConfigError(f"{teachers!r} names no service: etcd://host:port/service")
+        return service_teachers(etcd, service)
+    return fixed_teachers(teachers)
+
+
 def choose(found: Sequence[str], limit: Optional[int], reader: str, avoid: Sequence[str]) -> set[str]:
     """At most ``limit`` teachers for a reader, different ones for different readers.
 

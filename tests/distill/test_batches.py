@@ -24,9 +24,14 @@ def one(value, names=("img", "label")):
     return batch
 
 
+def predicted(batch, predictions=PROB):
+    batch.predictions.update(predictions)
+    return batch
+
+
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_a_batch_keeps_its_type_and_its_objects_and_gains_the_predictions(kind):
-    result = one(kind((IMG, LABEL))).with_predictions(PROB)
+    result = predicted(one(kind((IMG, LABEL)))).with_predictions()
     assert type(result) is kind
     assert result[0] is IMG
     assert result[1] is LABEL
@@ -34,18 +39,18 @@ def test_a_batch_keeps_its_type_and_its_objects_and_gains_the_predictions(kind):
 
 
 def test_a_dict_gains_the_predictions_by_name():
-    result = one({"label": LABEL, "img": IMG}).with_predictions(PROB)
+    result = predicted(one({"label": LABEL, "img": IMG})).with_predictions()
     assert list(result) == ["label", "img", "prob"]
     assert result["img"] is IMG
 
 
 def test_a_dict_with_a_slot_of_a_predictions_name_is_refused():
     with pytest.raises(SourceError, match="already has prob"):
-        one({"img": IMG, "prob": LABEL}).with_predictions(PROB)
+        predicted(one({"img": IMG, "prob": LABEL})).with_predictions()
 
 
 def test_a_single_slot_becomes_a_tuple_with_the_predictions():
-    assert one(IMG, ["img"]).with_predictions(PROB)[0] is IMG
+    assert predicted(one(IMG, ["img"])).with_predictions()[0] is IMG
 
 
 def test_columns_are_views():
@@ -63,7 +68,7 @@ def test_a_paddle_tensor_is_viewed_and_its_predictions_are_tensors():
     column = batch.column(0, "img", 0, 4)
     assert (column == IMG).all()
     assert np.shares_memory(column, as_array(tensor)), "no copy"
-    result = batch.with_predictions(PROB)
+    result = predicted(batch).with_predictions()
     assert result[0] is tensor
     assert isinstance(result[2], paddle.Tensor)
     assert (result[2].numpy() == PROB["prob"]).all()
@@ -73,6 +78,12 @@ def test_a_bfloat16_tensor_travels_as_its_bits():
     paddle = pytest.importorskip("paddle")
     tensor = paddle.to_tensor(IMG).astype("bfloat16")
     assert as_array(tensor).dtype == np.uint16
+
+
+def test_a_slot_may_be_a_list_even_of_ragged_rows():
+    batch = one(([[1, 2], [3]], IMG[:2]), ["ids", "img"])
+    assert batch.rows == 2
+    assert batch.column(1, "img", 0, 2).shape == (2, 3)
 
 
 def test_unnamed_slots_do_not_count_rows():
@@ -97,7 +108,7 @@ def test_samples_are_grouped_stacked_and_come_back_one_by_one():
     assert [group.rows for group in groups] == [3, 1]
     assert groups[0].column(0, "img", 0, 3).tolist() == IMG[:3].tolist()
     assert groups[0].column(1, "label", 1, 3).tolist() == [1, 2]
-    out = groups[0].with_predictions({"prob": PROB["prob"][:3]})
+    out = predicted(groups[0], {"prob": PROB["prob"][:3]}).with_predictions()
     assert out[1][0] is samples[1][0]
     assert out[1][2].tolist() == [2, 3]
 
