@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
 from edl.distill.dispatch import Limits
 from edl.distill.session import Batch, Session, SessionConfig
-from edl.distill.source import Position, from_dataset, has_state, is_map_style, open_source
+from edl.distill.source import (
+    Position,
+    from_dataset,
+    has_state,
+    is_map_style,
+    open_source,
+    worker_info,
+)
 from edl.distill.teachers import Teachers, fixed_teachers, parse_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
 from edl.errors import ConfigError, ReaderError, SourceError
@@ -219,10 +226,16 @@ class DistillReader(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         return self()
 
+    def __len__(self) -> int:
+        """Batches in an epoch, if the source says. Raises TypeError if it does not."""
+        if not hasattr(self._source, "__len__") or is_map_style(self._source):
+            raise TypeError(f"the source ({type(self._source).__name__}) has no length")
+        return len(self._source)
+
     def _open_source(self) -> Iterator[Any]:
         """The rest of the source's epoch; in a DataLoader's worker, this worker's share of it."""
         source, start, step = self._source, self._delivered, 1
-        worker = _worker_info()
+        worker = worker_info()
         if worker is not None:
             start, step = start + worker.id, worker.num_workers
         if is_map_style(source):
@@ -462,15 +475,6 @@ def _predict(session: Session, batches: Iterator[Batch], model: _Model) -> Itera
             batch.predictions[model.column(name)] = predictions[name]
         yield batch
         del finished, predictions, batch
-
-
-def _worker_info() -> Any:
-    """Which worker of a DataLoader this process is, if it is one."""
-    if IterableDataset is object:
-        return None
-    from paddle.io import get_worker_info
-
-    return get_worker_info()
 
 
 def _models(

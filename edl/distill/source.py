@@ -26,6 +26,8 @@ def open_source(source: Any, start: int = 0, step: int = 1) -> Iterator[Any]:
     """
     if not is_loader(source) and callable(source) and not hasattr(source, "__iter__"):
         source = source()
+    if is_loader(source) and worker_info() is not None:
+        return _read_here(source, start, step)
     if (start, step) != (0, 1) and is_loader(source) and _batch_sampler(source) is not None:
         return iter(_loader_of_some(source, start, step))
     try:
@@ -59,6 +61,12 @@ def is_loader(source: Any) -> bool:
     return paddle is not None and isinstance(source, paddle.io.DataLoader)
 
 
+def worker_info() -> Any:
+    """Which worker of a DataLoader this process is (``id``, ``num_workers``); None if it is none."""
+    paddle = sys.modules.get("paddle")
+    return None if paddle is None else paddle.io.get_worker_info()
+
+
 def has_state(source: Any) -> bool:
     """Whether ``source`` can save its position and return to it."""
     return hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
@@ -86,6 +94,31 @@ class Position:
         self.state = self._ahead.popleft()
 
 
+def _read_here(loader: Any, start: int, step: int) -> Iterator[Any]:
+    """A loader's batches ``start``, ``start + step``, ..., made in this process without its threads and queues, which do not work in
+    a forked worker. This is what a worker of that loader would do."""
+    io = sys.modules["paddle"].io.dataloader
+    dataset, collate = loader.dataset, loader.collate_fn
+    sampler = _batch_sampler(loader)
+    if sampler is not None:
+        for indices in itertools.islice(sampler, start, None, step):
+            yield (collate or io.collate.default_collate_fn)([dataset[index] for index in indices])
+        return
+    if loader.batch_size is None:
+        items = dataset if _is_iterable(dataset) else (dataset[i] for i in range(len(dataset)))
+        batches = map(collate, items) if collate else iter(items)
+    else:
+        batches = map(collate or io.collate.default_collate_fn, _groups(dataset, loader))
+    yield from itertools.islice(batches, start, None, step)
+
+
+def _groups(samples: Iterable[Any], loader: Any) -> Iterator[list[Any]]:
+    iterator = iter(samples)
+    while group := list(itertools.islice(iterator, loader.batch_size)):
+        if len(group) == loader.batch_size or not loader.drop_last:
+            yield group
+
+
 class _SomeBatches:
     """A batch sampler's batches ``start``, ``start + step``, ...: index lists only, no data."""
 
@@ -101,9 +134,11 @@ class _SomeBatches:
 
 def _batch_sampler(loader: Any) -> Any:
     """The loader's sampler of index lists; None if it has none, or reads an iterable dataset."""
-    if isinstance(loader.dataset, sys.modules["paddle"].io.IterableDataset):
-        return None
-    return getattr(loader, "batch_sampler", None)
+    return None if _is_iterable(loader.dataset) else getattr(loader, "batch_sampler", None)
+
+
+def _is_iterable(dataset: Any) -> bool:
+    return isinstance(dataset, sys.modules["paddle"].io.IterableDataset)
 
 
 def _loader_of_some(loader: Any, start: int, step: int) -> Any:
