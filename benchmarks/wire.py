@@ -10,20 +10,17 @@ spread is the interquartile range.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import pickle
-import socket
 import statistics
 import sys
-import threading
 import time
 
 import numpy as np
+from _nothing import Peer, bare_round_trip
 from rich.console import Console
 from rich.table import Table
 
 from edl.serving import TeacherClient, frame
-from edl.serving.client import receive_exactly, send_all
 from edl.serving.messages import (
     METHOD,
     SERVICE,
@@ -35,42 +32,6 @@ from edl.serving.messages import (
 
 SHAPE = (32, 3, 224, 224)
 LABELS = np.random.default_rng(0).random((32, 1000), dtype=np.float32)
-
-
-def serve(listener: socket.socket) -> None:
-    """The peer: a thread per connection."""
-    while True:
-        conn, _ = listener.accept()
-        threading.Thread(target=answer_all, args=(conn,), daemon=True).start()
-
-
-def answer_all(conn: socket.socket) -> None:
-    """Answer each message with the soft labels: frames with frames, "RAWB" with bare bytes."""
-    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    buffer = memoryview(bytearray(32 << 20))
-    header = memoryview(bytearray(frame.HEADER_SIZE))
-    while True:
-        try:
-            receive_exactly(conn, header)
-        except EOFError:
-            return
-        if header[:4] == b"RAWB":
-            receive_exactly(conn, buffer[: int.from_bytes(header[4:], "big")])
-            send_all(conn, [LABELS.data.cast("B")])
-            continue
-        body_size, meta_size = frame.parse_header(header)
-        receive_exactly(conn, buffer[:body_size])
-        meta, payload = frame.parse_body(buffer[:body_size], meta_size)
-        decode_request(payload)
-        answer = frame.ResponseMeta(meta.correlation_id)
-        send_all(conn, frame.encode_frame(answer, encode_response({"prob": LABELS})))
-
-
-def bare_round_trip(conn: socket.socket, image: np.ndarray, answer: memoryview) -> None:
-    """The same number of bytes there and back, and nothing else."""
-    header = b"RAWB" + image.nbytes.to_bytes(8, "big")
-    send_all(conn, [header, image.data.cast("B")])
-    receive_exactly(conn, answer)
 
 
 def measure(actions: dict, rounds: int) -> dict[str, list[float]]:
@@ -101,18 +62,14 @@ def main() -> None:
     message = b"".join(request[1:])
     response = b"".join(encode_response({"prob": LABELS}))
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-    peer = multiprocessing.get_context("fork").Process(target=serve, args=(listener,), daemon=True)
-    peer.start()
+    peer = Peer(LABELS)
 
     def over_client() -> None:
         assert client.infer(feeds)["prob"].shape == LABELS.shape
 
-    conn = socket.create_connection(listener.getsockname())
-    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    conn = peer.connect()
     answer = memoryview(bytearray(LABELS.nbytes))
-    with conn, TeacherClient(endpoint) as client:
+    with conn, TeacherClient(peer.endpoint) as client:
         local = {
             "encode the request": lambda: encode_request(feeds, ["prob"]),
             "decode the request": lambda: decode_request(memoryview(message)),
@@ -126,7 +83,7 @@ def main() -> None:
             "round trip, bare socket": lambda: bare_round_trip(conn, image, answer),
         }
         times = {**measure(local, rounds), **measure(remote, rounds)}
-    peer.kill()
+    peer.close()
 
     table = Table(title=f"fp32 {'x'.join(map(str, SHAPE))}, {image.nbytes / 1e6:.1f} MB")
     for name, justify in (("", "left"), ("median", "right"), ("spread", "right"), ("", "right")):

@@ -211,5 +211,6 @@ def _tensor_memory(tensor: Any) -> np.ndarray:
 def join_parts(parts: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, np.ndarray]:
     """The predictions of a whole batch from those of its tasks, rows in order."""
     if len(parts) == 1:
-        return {name: np.require(parts[0][name], requirements=["A"]) for name in names}
+        arrays = {name: parts[0][name] for name in names}
+        return {n: a if a.flags.aligned else a.copy() for n, a in arrays.items()}
     return {name: np.concatenate([part[name] for part in parts]) for name in names}

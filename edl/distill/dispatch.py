@@ -196,6 +196,8 @@ class Dispatch(Generic[Payload]):
         """Whether the source should be read: there is room at the teachers, and volume is wanted."""
         if self.high or (self._batches and self._held_bytes >= self.limits.max_bytes):
             return False
+        if not self._waiting:
+            return True
         room = sum(
             max(0, teacher.window - len(teacher.in_flight)) for teacher in self.teachers.values()
         )

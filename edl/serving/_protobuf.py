@@ -7,6 +7,7 @@ Arrays of integers are converted with numpy, never element by element.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Union
 
@@ -35,6 +36,8 @@ def encode_varint(value: int) -> bytes:
 
 def decode_varint(data: memoryview, at: int) -> tuple[int, int]:
     """The unsigned integer that starts at ``at``, and the position behind it."""
+    if at < len(data) and data[at] < 0x80:  # nearly always
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -47,6 +50,7 @@ def decode_varint(data: memoryview, at: int) -> tuple[int, int]:
     raise WireError("varint longer than 10 bytes")
 
 
+@functools.lru_cache(maxsize=256)
 def tag(number: int, wire_type: int) -> bytes:
     """The varint that precedes a field."""
     return encode_varint(number << 3 | wire_type)
@@ -57,6 +61,7 @@ def integer(number: int, value: int) -> bytes:
     return tag(number, VARINT) + encode_varint(value)
 
 
+@functools.lru_cache(maxsize=4096)
 def prefix(number: int, size: int) -> bytes:
     """What precedes a length-delimited field of ``size`` bytes."""
     return tag(number, LENGTH) + encode_varint(size)
@@ -67,6 +72,7 @@ def blob(number: int, data: bytes) -> bytes:
     return prefix(number, len(data)) + data
 
 
+@functools.lru_cache(maxsize=4096)
 def text(number: int, value: str) -> bytes:
     """A string field."""
     return blob(number, value.encode())

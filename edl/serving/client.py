@@ -48,6 +48,7 @@ _IOV_MAX = 1024
 #: A body is received into memory that is reserved at once up to this size, and grown beyond it
 #: only as bytes arrive, so that a false length costs nothing.
 _FIRST_RESERVATION = 64 << 20
+_INBOX_SIZE = 64 << 10
 
 
 class TeacherClient:
@@ -67,6 +68,7 @@ class TeacherClient:
         self.endpoint = endpoint
         self._max_answer_bytes = max_answer_bytes
         self._socket = connect(endpoint, connect_timeout, send_timeout)
+        self._inbox = _Inbox(self._socket)
         self._ids = itertools.count(1)
         self._in_flight: dict[int, tuple[OnAnswer, bool]] = {}
         self._lock = threading.Lock()
@@ -188,10 +190,9 @@ class TeacherClient:
             self._socket.close()
 
     def _receive_one(self) -> None:
-        header = bytearray(frame.HEADER_SIZE)
-        receive_exactly(self._socket, memoryview(header))
+        header = self._inbox.read(frame.HEADER_SIZE)
         body_size, meta_size = frame.parse_header(header, self._max_answer_bytes)
-        body = _receive_body(self._socket, body_size)
+        body = self._inbox.read(body_size)
         meta, payload = frame.parse_body(body, meta_size)
         if not isinstance(meta, frame.ResponseMeta):
             raise WireError("the teacher sent a request instead of an answer")
@@ -299,12 +300,51 @@ def receive_exactly(sock: socket.socket, view: memoryview) -> None:
         view = view[received:]
 
 
-def _receive_body(sock: socket.socket, size: int) -> memoryview:
-    body = np.empty(min(size, _FIRST_RESERVATION), np.uint8)
-    receive_exactly(sock, body.data)
-    while len(body) < size:
-        grown = np.empty(min(size, 2 * len(body)), np.uint8)
-        grown[: len(body)] = body
-        receive_exactly(sock, grown.data[len(body) :])
-        body = grown
-    return body.data
+class _Inbox:
+    """Received bytes, in as few system calls as possible: a small answer takes one.
+
+    What ``read`` returns stays valid: memory is never used twice.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(b"")
+        self._start = self._end = 0
+
+    def read(self, size: int) -> memoryview:
+        """The next ``size`` bytes. Raises EOFError if the peer closes first."""
+        if self._end - self._start < size:
+            self._receive(size)
+        start, self._start = self._start, self._start + size
+        return self._buffer[start : start + size]
+
+    def _receive(self, size: int) -> None:
+        """Make ``size`` bytes available, and perhaps some of what arrives behind them."""
+        if self._start + size > len(self._buffer):
+            if size > _INBOX_SIZE:
+                self._receive_large(size)
+                return
+            rest = self._buffer[self._start : self._end]
+            self._buffer = np.empty(_INBOX_SIZE, np.uint8).data
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        while self._end - self._start < size:
+            received = self._socket.recv_into(self._buffer[self._end :])
+            if not received:
+                raise EOFError("the teacher closed the connection")
+            self._end += received
+
+    def _receive_large(self, size: int) -> None:
+        """The same, in memory of its own. Beyond a first reservation that grows only as bytes
+        arrive, so that a false length costs nothing.
+        """
+        rest = self._buffer[self._start : self._end]
+        while True:
+            room = min(size, max(_FIRST_RESERVATION, 2 * len(rest)))
+            buffer = np.empty(room, np.uint8).data
+            buffer[: len(rest)] = rest
+            receive_exactly(self._socket, buffer[len(rest) :])
+            rest = buffer
+            if room == size:
+                self._buffer, self._start, self._end = buffer, 0, size
+                return

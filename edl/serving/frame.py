@@ -8,6 +8,7 @@ The body is RpcMeta and payload together.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass, replace
 from typing import Any, Union
@@ -69,8 +70,7 @@ def encode_frame(meta: Meta, payload: list[Buffer]) -> list[Buffer]:
 
 def _encode_meta(meta: Meta) -> bytes:
     if isinstance(meta, RequestMeta):
-        inner = pb.text(1, meta.service) + pb.text(2, meta.method) + pb.integer(3, meta.log_id)
-        head = pb.blob(_REQUEST, inner)
+        head = _request_head(meta.service, meta.method, meta.log_id)
     else:
         inner = pb.integer(1, meta.error_code)
         if meta.error_text:
@@ -83,6 +83,12 @@ def _encode_meta(meta: Meta) -> bytes:
     if isinstance(meta, RequestMeta) and meta.authentication:
         head += pb.blob(_AUTH, meta.authentication)
     return head
+
+
+@functools.lru_cache(maxsize=64)
+def _request_head(service: str, method: str, log_id: int) -> bytes:
+    inner = pb.text(1, service) + pb.text(2, method) + pb.integer(3, log_id)
+    return pb.blob(_REQUEST, inner)
 
 
 def parse_header(
@@ -133,7 +139,7 @@ def _decode_meta(message: memoryview) -> Meta:
         raise WireError("frame is neither a request nor a response")
     if isinstance(meta, RequestMeta):
         return replace(meta, authentication=authentication, **common)
-    return replace(meta, **common)
+    return ResponseMeta(error_code=meta.error_code, error_text=meta.error_text, **common)
 
 
 def _decode_request_meta(message: memoryview) -> RequestMeta:

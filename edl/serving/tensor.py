@@ -24,6 +24,7 @@ An array that is not C-contiguous or not little-endian is copied once to make it
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def elem_type_of(dtype: np.dtype) -> int:
     if dtype.kind in "US" or dtype.kind == "O":
         return STRING
     try:
-        return _ELEM_TYPES[dtype.newbyteorder("<")]
+        return _ELEM_TYPES[dtype if dtype.isnative else dtype.newbyteorder("<")]
     except KeyError:
         supported = ", ".join(str(known) for known in _ELEM_TYPES)
         raise WireError(
@@ -127,12 +128,17 @@ def encode_tensor(name: str, array: np.ndarray, alias: Optional[str] = None) -> 
         buffers: list[Buffer] = [_encode_strings(name, array)]
     else:
         buffers = _encode_data(elem_type, array)
-    trailer = pb.integer(_ELEM_TYPE, elem_type) if elem_type else b""
-    if array.ndim:
-        trailer += pb.blob(_SHAPE, b"".join(pb.encode_varint(size) for size in array.shape))
-    trailer += pb.text(_NAME, name) + pb.text(_ALIAS_NAME, name if alias is None else alias)
-    buffers.append(trailer)
+    buffers.append(_trailer(elem_type, array.shape, name, name if alias is None else alias))
     return buffers
+
+
+@functools.lru_cache(maxsize=1024)
+def _trailer(elem_type: int, shape: tuple[int, ...], name: str, alias: str) -> bytes:
+    """What follows the data; the same for one batch after the other."""
+    trailer = pb.integer(_ELEM_TYPE, elem_type) if elem_type else b""
+    if shape:
+        trailer += pb.blob(_SHAPE, b"".join(pb.encode_varint(size) for size in shape))
+    return trailer + pb.text(_NAME, name) + pb.text(_ALIAS_NAME, alias)
 
 
 def _encode_data(elem_type: int, array: np.ndarray) -> list[Buffer]:
@@ -200,7 +206,10 @@ def _decode_shape(value: pb.FieldValue, room: int) -> list[int]:
     elif len(value) > 10 * MAX_DIMENSIONS:
         raise WireError(f"shape has more than {MAX_DIMENSIONS} dimensions")
     else:
-        sizes = pb.decode_varints(value).tolist()
+        sizes, at = [], 0
+        while at < len(value):
+            size, at = pb.decode_varint(value, at)
+            sizes.append(size)
     if len(sizes) > room:
         raise WireError(f"shape has more than {MAX_DIMENSIONS} dimensions")
     signed = [pb.as_signed32(size) for size in sizes]

@@ -1,0 +1,171 @@
+"""What the reader costs: images per second with teachers that cost nothing.
+
+python benchmarks/reader.py [--rounds N] [--no-original]
+
+One table, one run, everything in turn: DistillReader with 1, 2 and 4 teacher processes that answer
+at once; a bare socket round trip of the same bytes; and the original, paddle_edl 0.3.1, in a
+virtual environment of its own (made on first use) with its predictor replaced by one that costs
+nothing and transfers nothing, one predict worker per teacher. Batches of 32; medians over the
+rounds. "CPU" is the student process's own CPU time per batch (for the original: of all its
+processes, start included).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+from _nothing import Peer, bare_round_trip
+from rich.console import Console
+from rich.table import Table
+
+from edl.distill import DistillReader
+
+BATCH = 32
+SHAPES = {(1, 28, 28): 3000, (3, 224, 224): 120}  # shape: batches per round
+LABELS = {(1, 28, 28): 10, (3, 224, 224): 1000}
+ORIGINAL_VENV = Path(tempfile.gettempdir()) / "edl-benchmark-original"
+
+
+def run_reader(shape: tuple, peers: list[Peer], count: int) -> tuple[float, float]:
+    """(seconds per batch, CPU seconds per batch); the first tenth is not counted."""
+    image, label = np.zeros((BATCH, *shape), np.float32), np.zeros(BATCH, np.int64)
+    skip = count // 10
+    source = ((image, label) for _ in range(count + skip))
+    teachers = [peer.endpoint for peer in peers]
+    with DistillReader(["img", "label"], ["prob"], source, teachers) as reader:
+        for number, _ in enumerate(reader):
+            if number == skip - 1:
+                started, cpu = time.perf_counter(), time.process_time()
+        elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return elapsed / count, cpu / count
+
+
+def run_bare(shape: tuple, peer: Peer, count: int) -> tuple[float, float]:
+    """The same for one bare round trip after the other."""
+    image = np.zeros((BATCH, *shape), np.float32)
+    answer = memoryview(bytearray(BATCH * LABELS[shape] * 4))
+    with peer.connect() as conn:
+        for _ in range(count // 10):
+            bare_round_trip(conn, image, answer)
+        started, cpu = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            bare_round_trip(conn, image, answer)
+        return (time.perf_counter() - started) / count, (time.process_time() - cpu) / count
+
+
+ORIGINAL = """
+import json, resource, sys, time, types, logging
+import numpy as np
+sys.modules["paddle_serving_client"] = types.SimpleNamespace(Client=None)  # is replaced
+from paddle_edl.distill import distill_worker, distill_reader
+logging.disable(logging.CRITICAL)
+distill_worker._NOP_PREDICT_TEST = True
+shape, count, teachers = json.loads(sys.argv[1])
+def source():
+    image, label = np.zeros((32, *shape), np.float32), np.zeros((32, 1), np.int64)
+    for _ in range(count + 1):
+        yield image, label
+reader = distill_reader.DistillReader(ins=["img", "label"], predicts=["prob"])
+reader.set_serving_conf_file(sys.argv[2])
+reader.set_teacher_batch_size(32)
+reader.set_fixed_teacher(["127.0.0.1:%d" % (9000 + n) for n in range(teachers)])
+reader.set_batch_generator(source)
+for number, _ in enumerate(reader()):
+    if number == 0:
+        started = time.perf_counter()
+print(json.dumps((time.perf_counter() - started) / count), flush=True)
+import os; os.killpg(0, 9)
+"""
+
+
+def run_original(shape: tuple, teachers: int, count: int) -> tuple[float, float]:
+    """The same for paddle_edl 0.3.1 in its own environment. Raises CalledProcessError."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    script = ORIGINAL_VENV / "original.py"
+    script.write_text(ORIGINAL)
+    process = subprocess.Popen(
+        [ORIGINAL_VENV / "bin/python", script, json.dumps([shape, count, teachers]), script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    process.kill()
+    process.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(line), cpu / count
+
+
+def make_original_environment() -> bool:
+    """A virtual environment with paddle_edl 0.3.1; whether that worked."""
+    if not (ORIGINAL_VENV / "ready").exists():
+        venv.create(ORIGINAL_VENV, with_pip=True, clear=True)
+        pip = [ORIGINAL_VENV / "bin/python", "-m", "pip", "install", "-q"]
+        for arguments in (["paddle_edl==0.3.1", "--no-deps"], ["six", "numpy"]):
+            if subprocess.run([*pip, *arguments], check=False).returncode:
+                return False
+        (ORIGINAL_VENV / "ready").touch()
+    return True
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-original", action="store_true")
+    options = parser.parse_args()
+    original = not options.no_original and make_original_environment()
+
+    table = Table(title=f"batches of {BATCH}, {sys.platform}, medians of {options.rounds} rounds")
+    for name in ("shape", "what", "images/s", "MB/s", "beside bare", "CPU us/batch", "spread"):
+        table.add_column(name, justify="left" if name in ("shape", "what") else "right")
+    for shape, count in SHAPES.items():
+        labels = np.random.default_rng(0).random((BATCH, LABELS[shape]), dtype=np.float32)
+        peers = [Peer(labels) for _ in range(4)]
+        actions = {"bare socket round trip": lambda s=shape, p=peers, c=count: run_bare(s, p[0], c)}
+        for number in (1, 2, 4):
+            actions[f"DistillReader, {number} teachers"] = (
+                lambda s=shape, p=peers[:number], c=count: run_reader(s, p, c)
+            )
+        if original:
+            for number in (1, 4):
+                actions[f"paddle_edl 0.3.1, {number} teachers"] = (
+                    lambda s=shape, n=number, c=count: run_original(s, n, c // 4)
+                )
+        results: dict[str, list] = {name: [] for name in actions}
+        for _ in range(options.rounds):
+            for name, action in actions.items():
+                results[name].append(action())
+        bare = statistics.median(seconds for seconds, _ in results["bare socket round trip"])
+        for name, values in results.items():
+            times = sorted(seconds for seconds, _ in values)
+            median = statistics.median(times)
+            table.add_row(
+                "x".join(map(str, shape)),
+                name,
+                f"{BATCH / median:,.0f}",
+                f"{BATCH * np.prod(shape) * 4 / median / 1e6:,.0f}",
+                f"{bare / median:.2f}",
+                f"{statistics.median(cpu for _, cpu in values) * 1e6:,.0f}",
+                f"{(times[-1] - times[0]) / median:.0%}",
+            )
+        table.add_section()
+        for peer in peers:
+            peer.close()
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
