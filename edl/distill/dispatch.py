@@ -26,146 +26,23 @@ import bisect
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Optional, TypeVar
+from dataclasses import asdict
+from typing import Any, Generic, Optional
 
+from edl.distill.records import (
+    RECENT,
+    AnswerRecord,
+    BatchState,
+    Counters,
+    Finished,
+    Limits,
+    Payload,
+    Task,
+    TeacherState,
+    quantiles,
+    rate,
+)
 from edl.errors import BatchRefused, ReaderError
-
-#: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
-Payload = TypeVar("Payload")
-
-_RECENT = 128  # latencies that "usual" is computed from
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The thresholds. Volumes are of finished batches that the student has not taken yet.
-
-    ``low_*``, ``high_*``: the volume is low when it is under both low thresholds, high when it
-    reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per teacher.
-    ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been silent for ten
-    times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
-    teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
-    latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
-    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were lost
-    or failed this often is given up. ``refusal_patience``: seconds that a task which every connected
-    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held, those
-    in flight included.
-    """
-
-    low_batches: int = 4
-    high_batches: int = 16
-    low_bytes: int = 64 << 20
-    high_bytes: int = 512 << 20
-    min_window: int = 2
-    max_window: int = 8
-    min_timeout: float = 2.0
-    max_timeout: float = 60.0
-    hedge_factor: float = 4.0
-    hedge_min: float = 0.05
-    hedge_share: float = 0.05
-    max_attempts: int = 10
-    refusal_patience: float = 5.0
-    max_bytes: int = 4 << 30
-
-
-@dataclass
-class Task:
-    """Rows ``start:stop`` of a batch, to be computed by one teacher."""
-
-    id: int
-    batch: int
-    part: int
-    start: int
-    stop: int
-    sent_to: dict[str, float] = field(default_factory=dict)  # in flight at, since when
-    refusals: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    hedged: bool = False
-    refused_since: float = 0.0
-
-
-@dataclass
-class Finished(Generic[Payload]):
-    """A batch in its turn: every part's outputs in the order of rows, or the error."""
-
-    payload: Optional[Payload]
-    parts: list[Any]
-    error: Optional[BaseException] = None
-
-
-@dataclass
-class _Batch(Generic[Payload]):
-    number: int
-    payload: Optional[Payload]
-    nbytes: int
-    first_task: int = 0
-    rows: int = 0
-    parts: list[Any] = field(default_factory=list)
-    missing: int = 0
-    error: Optional[BaseException] = None
-
-    @property
-    def complete(self) -> bool:
-        return not self.missing or self.error is not None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One answer of a teacher, for its statistics."""
-
-    at: float
-    latency: float
-    rows: int
-
-
-@dataclass
-class TeacherState:
-    """What is known of a connected teacher. ``usual`` is seconds per task at the head of its queue."""
-
-    name: str
-    window: int
-    in_flight: dict[int, float] = field(default_factory=dict)  # task id, when it was sent
-    last_heard: float = 0.0
-    usual: float = 0.0
-    deviation: float = 0.0
-    recent: deque[_Answer] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    failures_in_a_row: int = 0
-    suspended_until: float = 0.0
-    retiring: bool = False
-    answered: int = 0
-    rows: int = 0
-
-    def has_room(self, now: float) -> bool:
-        """Whether it may be sent a task."""
-        free = len(self.in_flight) < self.window
-        return free and now >= self.suspended_until and not self.retiring
-
-    def silence_limit(self, limits: Limits) -> float:
-        """Seconds without a sign of life after which it is given up."""
-        if not self.answered:
-            return limits.max_timeout
-        adapted = 10 * self.usual + 4 * self.deviation
-        return min(limits.max_timeout, max(limits.min_timeout, adapted))
-
-    def waiting_since(self) -> float:
-        """Since when it owes a sign of life (call only with tasks in flight)."""
-        return max(self.last_heard, min(self.in_flight.values()))
-
-
-@dataclass
-class Counters:
-    """What has happened so far, for ``reader.stats()``."""
-
-    batches: int = 0
-    rows: int = 0
-    bytes: int = 0
-    tasks_sent: int = 0
-    resent: int = 0
-    hedged: int = 0
-    duplicates: int = 0
-    lost_teachers: int = 0
-
 
 class Dispatch(Generic[Payload]):
     """The state and every decision. Not thread-safe: the caller holds one lock around it."""
@@ -175,7 +52,7 @@ class Dispatch(Generic[Payload]):
         self.counters = Counters()
         self.teachers: dict[str, TeacherState] = {}
         self.known: set[str] = set()  # every teacher there is, connected or not
-        self._batches: dict[int, _Batch[Payload]] = {}
+        self._batches: dict[int, BatchState[Payload]] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: list[int] = []  # task ids, sorted
         self._next_task_id = 0
@@ -188,7 +65,7 @@ class Dispatch(Generic[Payload]):
         self._held_bytes = 0
         self._cleared_below = 0  # tasks before this one belong to an epoch that was left
         self._usual_latency = 0.0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     # --- the source -------------------------------------------------------------------------
 
@@ -209,7 +86,7 @@ class Dispatch(Generic[Payload]):
         A batch without rows needs a teacher too: only it knows the outputs' shapes. Returns the
         batch's number.
         """
-        batch: _Batch[Payload] = _Batch(
+        batch: BatchState[Payload] = BatchState(
             self._next_batch, payload, nbytes, self._next_task_id, rows
         )
         self._next_batch += 1
@@ -228,7 +105,7 @@ class Dispatch(Generic[Payload]):
 
     def add_error(self, error: BaseException) -> None:
         """The source raised: the error takes the next batch's place in the order."""
-        batch: _Batch[Payload] = _Batch(self._next_batch, None, 0, error=error)
+        batch: BatchState[Payload] = BatchState(self._next_batch, None, 0, error=error)
         self._next_batch += 1
         self._batches[batch.number] = batch
         self._ready_batches += 1
@@ -423,8 +300,12 @@ class Dispatch(Generic[Payload]):
             self._ready_bytes += batch.nbytes
 
     def refused(self, name: str, task_id: int, message: str, now: float) -> None:
-        """A teacher says that the request itself is wrong. Two of them, or all there are, decide."""
+        """A teacher says that the request itself is wrong. Two of them, or all there are, decide.
+
+        One that refuses what others take hosts another model: it is asked less and less.
+        """
         task = self._unanswered(name, task_id, now)
+        self._pause(name, now)
         if task is None:
             return
         task.refusals[name] = message
@@ -450,14 +331,17 @@ class Dispatch(Generic[Payload]):
         """A teacher could not compute a task. It is tried again; a teacher that keeps failing is
         given a pause."""
         task = self._unanswered(name, task_id, now)
-        teacher = self.teachers.get(name)
-        if teacher is not None:
-            teacher.failures_in_a_row += 1
-            pause = min(5.0, 0.05 * 2**teacher.failures_in_a_row)
-            teacher.suspended_until = now + pause
+        self._pause(name, now)
         if task is not None:
             task.failures.append(message)
             self._retry(task)
+
+    def _pause(self, name: str, now: float) -> None:
+        """Leave a teacher alone, longer each time until it answers."""
+        teacher = self.teachers.get(name)
+        if teacher is not None:
+            teacher.failures_in_a_row += 1
+            teacher.suspended_until = now + min(5.0, 0.05 * 2**teacher.failures_in_a_row)
 
     def unavailable(self, name: str, task_id: int, now: float) -> None:
         """A teacher is busy or draining: the task goes elsewhere, and it is left alone a moment."""
@@ -517,7 +401,7 @@ class Dispatch(Generic[Payload]):
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
         at_head = now - max(teacher.last_heard, sent)
         teacher.last_heard = now
-        teacher.recent.append(_Answer(now, now - sent, rows))
+        teacher.recent.append(AnswerRecord(now, now - sent, rows))
         teacher.rows += rows
         self._recent.append(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
@@ -553,8 +437,8 @@ class Dispatch(Generic[Payload]):
             teachers[teacher.name] = {
                 "answered": teacher.answered,
                 "rows": teacher.rows,
-                "rows_per_second": _rate(teacher.recent, now),
-                "latency": _quantiles(latencies),
+                "rows_per_second": rate(teacher.recent, now),
+                "latency": quantiles(latencies),
                 "in_flight": len(teacher.in_flight),
                 "window": teacher.window,
             }
@@ -564,7 +448,7 @@ class Dispatch(Generic[Payload]):
             **asdict(self.counters),
             "buffer": buffer,
             "demand": self.demand,
-            "latency": _quantiles(sorted(self._recent)),
+            "latency": quantiles(sorted(self._recent)),
             "teachers": teachers,
         }
 
@@ -631,17 +515,3 @@ class Dispatch(Generic[Payload]):
             return f"{batch.missing} of {len(batch.parts)} parts of the next batch are at " + ", ".join(held)
         return f"{batch.missing} of {len(batch.parts)} parts of the next batch wait for a teacher to have room"
 
-
-def _rate(recent: deque[_Answer], now: float) -> float:
-    """Rows per second over the recent answers."""
-    if len(recent) < 2:
-        return 0.0
-    first, *rest = recent
-    return sum(answer.rows for answer in rest) / max(1e-9, now - first.at)
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    """Median and p99 of sorted seconds; zeros when there are none."""
-    if not values:
-        return {"median": 0.0, "p99": 0.0}
-    return {"median": values[len(values) // 2], "p99": values[int(0.99 * (len(values) - 1))]}

@@ -15,8 +15,8 @@ from typing import Optional, Protocol, Union
 
 import numpy as np
 
-from edl.distill.dispatch import Task
 from edl.distill.plan import Columns, Plan, make_plan
+from edl.distill.records import Task
 from edl.errors import ConfigError, ReaderError, RequestRefused, SourceError, TeacherError, WireError
 from edl.serving.client import TeacherClient
 from edl.serving.description import Description

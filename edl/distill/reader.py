@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
-from edl.distill.dispatch import Limits
+from edl.distill.records import Limits
 from edl.distill.session import Batch, Session, SessionConfig
 from edl.distill.source import (
     Position,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
 from edl.distill.batches import ArrayBatch, SampleBatch
-from edl.distill.dispatch import Dispatch, Finished, Limits, Task
+from edl.distill.dispatch import Dispatch
 from edl.distill.link import Answer, TeacherLink
 from edl.distill.plan import Columns
+from edl.distill.records import Finished, Limits, Task
 from edl.distill.teachers import Found, Teachers, choose
 from edl.distill.trace import Trace
 from edl.errors import (

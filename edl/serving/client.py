@@ -35,7 +35,7 @@ from edl.errors import (
 from edl.serving import frame
 from edl.serving.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
 from edl.serving.messages import METHOD, SERVICE, decode_response, encode_request
-from edl.serving.tensor import Buffer
+from edl.serving.tensor import IOV_MAX, Buffer, drop_sent
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ Outputs = dict[str, np.ndarray]
 Answer = Union[Outputs, TeacherError]
 OnAnswer = Callable[[Answer], None]
 
-#: Linux takes at most this many buffers in one sendmsg (IOV_MAX).
-_IOV_MAX = 1024
 #: A body is received into memory that is reserved at once up to this size, and grown beyond it
 #: only as bytes arrive, so that a false length costs nothing.
 _FIRST_RESERVATION = 64 << 20
@@ -281,14 +279,7 @@ def send_all(sock: socket.socket, buffers: list[Buffer]) -> None:
     """Send every byte of ``buffers`` without joining them."""
     pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
     while pending:
-        sent = sock.sendmsg(pending[:_IOV_MAX])
-        done = 0
-        while done < len(pending) and sent >= len(pending[done]):
-            sent -= len(pending[done])
-            done += 1
-        del pending[:done]
-        if sent:
-            pending[0] = pending[0][sent:]
+        drop_sent(pending, sock.sendmsg(pending[:IOV_MAX]))
 
 
 def receive_exactly(sock: socket.socket, view: memoryview) -> None:

@@ -10,9 +10,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 
-from edl.serving.tensor import Buffer
-
-_IOV_MAX = 1024
+from edl.serving.tensor import IOV_MAX, Buffer, drop_sent
 
 
 class Stream:
@@ -50,17 +48,11 @@ class Stream:
             pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
             while pending:
                 try:
-                    sent = self._socket.sendmsg(pending[:_IOV_MAX])
+                    sent = self._socket.sendmsg(pending[:IOV_MAX])
                 except BlockingIOError:
                     await self._writable(patience)
                     continue
-                done = 0
-                while done < len(pending) and sent >= len(pending[done]):
-                    sent -= len(pending[done])
-                    done += 1
-                del pending[:done]
-                if sent:
-                    pending[0] = pending[0][sent:]
+                drop_sent(pending, sent)
 
     async def _writable(self, patience: float) -> None:
         ready = self._loop.create_future()

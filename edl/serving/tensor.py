@@ -41,6 +41,9 @@ Buffer = Union[bytes, memoryview]
 INT64, FP32, INT32, FP64, INT16, FP16, BF16, UINT8, INT8, BOOL = range(10)
 STRING = 20
 
+#: Linux takes at most this many buffers in one ``sendmsg``.
+IOV_MAX = 1024
+
 #: A string costs a Python object each; more than this in one tensor is refused.
 MAX_STRINGS = 1 << 16
 MAX_DIMENSIONS = 32
@@ -115,6 +118,17 @@ def elem_type_of(dtype: np.dtype) -> int:
 def size_of(buffers: Iterable[Buffer]) -> int:
     """Total bytes of an encoded message."""
     return sum(len(buffer) for buffer in buffers)
+
+
+def drop_sent(pending: list[memoryview], sent: int) -> None:
+    """Remove the first ``sent`` bytes from ``pending``, as after a ``sendmsg`` of some of them."""
+    done = 0
+    while done < len(pending) and sent >= len(pending[done]):
+        sent -= len(pending[done])
+        done += 1
+    del pending[:done]
+    if sent:
+        pending[0] = pending[0][sent:]
 
 
 def encode_tensor(name: str, array: np.ndarray, alias: Optional[str] = None) -> list[Buffer]:

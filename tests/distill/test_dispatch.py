@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edl.distill.dispatch import Dispatch, Limits
+from edl.distill.dispatch import Dispatch
+from edl.distill.records import Limits
 from edl.errors import BatchRefused, ReaderError
 
 

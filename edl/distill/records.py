@@ -1,0 +1,157 @@
+"""The records that make up the dispatch state: tasks, batches, teachers, limits, counters."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Generic, Optional, TypeVar
+
+#: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
+Payload = TypeVar("Payload")
+
+RECENT = 128  # latencies that "usual" is computed from
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds. Volumes are of finished batches that the student has not taken yet.
+
+    ``low_*``, ``high_*``: the volume is low when it is under both low thresholds, high when it
+    reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per teacher.
+    ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been silent for ten
+    times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
+    teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
+    latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
+    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were lost
+    or failed this often is given up. ``refusal_patience``: seconds that a task which every connected
+    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held, those
+    in flight included.
+    """
+
+    low_batches: int = 4
+    high_batches: int = 16
+    low_bytes: int = 64 << 20
+    high_bytes: int = 512 << 20
+    min_window: int = 2
+    max_window: int = 8
+    min_timeout: float = 2.0
+    max_timeout: float = 60.0
+    hedge_factor: float = 4.0
+    hedge_min: float = 0.05
+    hedge_share: float = 0.05
+    max_attempts: int = 10
+    refusal_patience: float = 5.0
+    max_bytes: int = 4 << 30
+
+
+@dataclass
+class Task:
+    """Rows ``start:stop`` of a batch, to be computed by one teacher."""
+
+    id: int
+    batch: int
+    part: int
+    start: int
+    stop: int
+    sent_to: dict[str, float] = field(default_factory=dict)  # in flight at, since when
+    refusals: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    hedged: bool = False
+    refused_since: float = 0.0
+
+
+@dataclass
+class Finished(Generic[Payload]):
+    """A batch in its turn: every part's outputs in the order of rows, or the error."""
+
+    payload: Optional[Payload]
+    parts: list[Any]
+    error: Optional[BaseException] = None
+
+
+@dataclass
+class BatchState(Generic[Payload]):
+    number: int
+    payload: Optional[Payload]
+    nbytes: int
+    first_task: int = 0
+    rows: int = 0
+    parts: list[Any] = field(default_factory=list)
+    missing: int = 0
+    error: Optional[BaseException] = None
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing or self.error is not None
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """One answer of a teacher, for its statistics."""
+
+    at: float
+    latency: float
+    rows: int
+
+
+@dataclass
+class TeacherState:
+    """What is known of a connected teacher. ``usual`` is seconds per task at the head of its queue."""
+
+    name: str
+    window: int
+    in_flight: dict[int, float] = field(default_factory=dict)  # task id, when it was sent
+    last_heard: float = 0.0
+    usual: float = 0.0
+    deviation: float = 0.0
+    recent: deque[AnswerRecord] = field(default_factory=lambda: deque(maxlen=RECENT))
+    failures_in_a_row: int = 0
+    suspended_until: float = 0.0
+    retiring: bool = False
+    answered: int = 0
+    rows: int = 0
+
+    def has_room(self, now: float) -> bool:
+        """Whether it may be sent a task."""
+        free = len(self.in_flight) < self.window
+        return free and now >= self.suspended_until and not self.retiring
+
+    def silence_limit(self, limits: Limits) -> float:
+        """Seconds without a sign of life after which it is given up."""
+        if not self.answered:
+            return limits.max_timeout
+        adapted = 10 * self.usual + 4 * self.deviation
+        return min(limits.max_timeout, max(limits.min_timeout, adapted))
+
+    def waiting_since(self) -> float:
+        """Since when it owes a sign of life (call only with tasks in flight)."""
+        return max(self.last_heard, min(self.in_flight.values()))
+
+
+@dataclass
+class Counters:
+    """What has happened so far, for ``reader.stats()``."""
+
+    batches: int = 0
+    rows: int = 0
+    bytes: int = 0
+    tasks_sent: int = 0
+    resent: int = 0
+    hedged: int = 0
+    duplicates: int = 0
+    lost_teachers: int = 0
+
+
+def rate(recent: deque[AnswerRecord], now: float) -> float:
+    """Rows per second over the recent answers."""
+    if len(recent) < 2:
+        return 0.0
+    first, *rest = recent
+    return sum(answer.rows for answer in rest) / max(1e-9, now - first.at)
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Median and p99 of sorted seconds; zeros when there are none."""
+    if not values:
+        return {"median": 0.0, "p99": 0.0}
+    return {"median": values[len(values) // 2], "p99": values[int(0.99 * (len(values) - 1))]}
