@@ -136,7 +136,7 @@ def test_a_refusal_waits_a_while_for_a_known_teacher_that_is_away():
     assert dispatch.next_task("a", 1.0) is None, "it has said no already"
     dispatch.expire_refusals(5.9)
     assert not dispatch.ready
-    assert dispatch.next_deadline(1.0) == 6.0
+    assert dispatch.next_deadline(2.0) == 6.0
     dispatch.expire_refusals(6.0)
     assert isinstance(dispatch.take().error, BatchRefused)
 
