@@ -1,5 +1,6 @@
 """Teachers that are real processes, killed with real signals while a student reads."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -154,16 +155,17 @@ def test_a_teacher_that_comes_back_on_its_port_is_used_again():
 
 
 def test_an_endpoint_that_another_model_takes_over_is_not_believed():
-    with python_teacher() as right, python_teacher() as other:
+    with contextlib.ExitStack() as stack:
+        right = stack.enter_context(python_teacher())
+        other = stack.enter_context(python_teacher())
         port = other.port
         reader = make_reader(right, other).set_batch_generator(lambda: numbered(300))
-        taken_over = []
 
         def take_over(number):
             if number == 50:
                 other.kill()
                 other.wait()
-                taken_over.append(python_teacher("Images", "--port", port))
+                stack.enter_context(python_teacher("Images", "--port", port))
             time.sleep(0.005)
 
         with reader:
@@ -172,4 +174,3 @@ def test_an_endpoint_that_another_model_takes_over_is_not_believed():
             newcomer = stats["teachers"].get(other.endpoint, {"answered": 0})
             assert newcomer["answered"] == 0
             assert stats["resent"] < 30, "it is not asked again and again"
-        taken_over[0].close()
