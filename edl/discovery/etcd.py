@@ -98,7 +98,7 @@ class Etcd:
         raise EtcdUnavailable(f"{self} does not answer: {describe(error)}") from error
 
     def watch_stream(self, prefix: str, start_revision: int) -> Any:
-        """gRPC's stream of WatchResponse for the keys under ``prefix`` from a revision on.
+        """GRPC's stream of WatchResponse for the keys under ``prefix`` from a revision on.
 
         Iterating it blocks; its ``cancel()`` ends that from another thread.
         """

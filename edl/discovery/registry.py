@@ -31,8 +31,7 @@ def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
     prefix = nodes_prefix(service)
     response = etcd.call(lambda client: client.get_prefix_response(prefix))
     nodes = {
-        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace")
-        for kv in response.kvs
+        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
     }
     return nodes, response.header.revision
 
@@ -146,6 +145,3 @@ class Registration:
             raise
         except DiscoveryError as error:  # such as: lease not found, it has expired
             logger.debug("revoking the lease of %s: %s", self._key, error)
-
-
-

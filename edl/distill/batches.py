@@ -160,7 +160,9 @@ def _count_rows(value: Any, names: Sequence[Optional[str]]) -> int:
         if name is None or (isinstance(value, dict) and name not in value):
             continue
         slot = _slot(value, index, name)
-        if isinstance(slot, (list, tuple)):  # rows may be ragged, if the teacher does not feed on them
+        if isinstance(
+            slot, (list, tuple)
+        ):  # rows may be ragged, if the teacher does not feed on them
             return len(slot)
         shape = getattr(slot, "shape", None)
         if shape is None:
@@ -208,7 +210,9 @@ def _tensor_memory(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def join_parts(parts: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, np.ndarray]:
+def join_parts(
+    parts: Sequence[dict[str, np.ndarray]], names: Sequence[str]
+) -> dict[str, np.ndarray]:
     """The predictions of a whole batch from those of its tasks, rows in order."""
     if len(parts) == 1:
         arrays = {name: parts[0][name] for name in names}

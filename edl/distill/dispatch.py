@@ -5,14 +5,14 @@ state, and returns. ``session`` drives it from the threads that do the I/O, unde
 
 The life of a batch::
 
-    add ──► tasks waiting ──next_task──► in flight at a teacher ──answered──► finished ──take──► student
+    add ──► tasks waiting ──next_task──► in flight at a teacher ──answered──► finished ──take──►
                  ▲                            │
                  └── failed / lost / timed ◄──┘          (or sent a second time: a hedge)
                      out: first in line again
 
-Batches are numbered in the order of the source and taken in that order. A batch is cut into tasks of
-at most ``teacher_batch_size`` rows; tasks are numbered in the same order, so the lowest number is
-always first in line.
+Batches are numbered in the order of the source and taken in that order. A batch is cut into tasks
+of at most ``teacher_batch_size`` rows; tasks are numbered in the same order, so the lowest number
+is always first in line.
 
 Flow control is that of EDL-Dist (arXiv 2207.06667, section 3): the volume of finished batches that
 the student has not taken is held between a lower and an upper threshold. Below the lower one more
@@ -44,6 +44,7 @@ from edl.distill.records import (
 )
 from edl.errors import BatchRefused, ReaderError
 
+
 class Dispatch(Generic[Payload]):
     """The state and every decision. Not thread-safe: the caller holds one lock around it."""
 
@@ -70,7 +71,7 @@ class Dispatch(Generic[Payload]):
     # --- the source -------------------------------------------------------------------------
 
     def wants_input(self) -> bool:
-        """Whether the source should be read: there is room at the teachers, and volume is wanted."""
+        """Whether to read the source: there is room at the teachers, and volume is wanted."""
         if self.high or (self._batches and self._held_bytes >= self.limits.max_bytes):
             return False
         if not self._waiting:
@@ -94,7 +95,11 @@ class Dispatch(Generic[Payload]):
         self._held_bytes += nbytes
         for start in range(0, max(rows, 1), task_rows):
             task = Task(
-                self._next_task_id, batch.number, len(batch.parts), start, min(rows, start + task_rows)
+                self._next_task_id,
+                batch.number,
+                len(batch.parts),
+                start,
+                min(rows, start + task_rows),
             )
             self._next_task_id += 1
             self._tasks[task.id] = task
@@ -271,9 +276,7 @@ class Dispatch(Generic[Payload]):
         if not blocking:
             return float("inf")
         since = min(min(task.sent_to.values()) for task in blocking)
-        return since + max(
-            self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency
-        )
+        return since + max(self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency)
 
     def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> None:
         """A teacher's outputs for a task: the first answer wins, a second one is dropped."""
@@ -329,7 +332,8 @@ class Dispatch(Generic[Payload]):
 
     def failed(self, name: str, task_id: int, message: str, now: float) -> None:
         """A teacher could not compute a task. It is tried again; a teacher that keeps failing is
-        given a pause."""
+        given a pause.
+        """
         task = self._unanswered(name, task_id, now)
         self._pause(name, now)
         if task is not None:
@@ -420,7 +424,8 @@ class Dispatch(Generic[Payload]):
 
     def review_demand(self, now: float) -> None:
         """Ask for one teacher more or less, at most once a second: more while the volume is low,
-        fewer while it is high, and as before in between (so that it does not oscillate)."""
+        fewer while it is high, and as before in between (so that it does not oscillate).
+        """
         if now < self._demand_reviewed + 1.0 or not self._batches:
             return
         self._demand_reviewed = now
@@ -511,7 +516,7 @@ class Dispatch(Generic[Payload]):
             if task.batch == self._head
             for name, since in task.sent_to.items()
         ]
+        parts = f"{batch.missing} of {len(batch.parts)} parts of the next batch"
         if held:
-            return f"{batch.missing} of {len(batch.parts)} parts of the next batch are at " + ", ".join(held)
-        return f"{batch.missing} of {len(batch.parts)} parts of the next batch wait for a teacher to have room"
-
+            return f"{parts} are at " + ", ".join(held)
+        return f"{parts} wait for a teacher to have room"

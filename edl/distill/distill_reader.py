@@ -1,4 +1,4 @@
-"""The import path of the original ``paddle_edl``: ``from edl.distill.distill_reader import DistillReader``."""
+"""The module in which the original ``paddle_edl`` has DistillReader."""
 
 from edl.distill.reader import DistillReader
 

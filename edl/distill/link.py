@@ -17,7 +17,14 @@ import numpy as np
 
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.records import Task
-from edl.errors import ConfigError, ReaderError, RequestRefused, SourceError, TeacherError, WireError
+from edl.errors import (
+    ConfigError,
+    ReaderError,
+    RequestRefused,
+    SourceError,
+    TeacherError,
+    WireError,
+)
 from edl.serving.client import TeacherClient
 from edl.serving.description import Description
 
@@ -43,7 +50,9 @@ class Desk(Protocol):
     ) -> Optional[tuple[Task, Columns]]:
         """The next task for this teacher; None when the connection is to be given up."""
 
-    def answered(self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer) -> None:
+    def answered(
+        self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer
+    ) -> None:
         """The teacher's answer to a task."""
 
     def rejected(self, link: TeacherLink, task: Task, error: ReaderError) -> None:

@@ -60,8 +60,8 @@ class DistillReader(IterableDataset):
     outputs (fetches) that are appended, in this order.
 
     Every batch of the source comes out exactly once, in order, with outputs computed from its own
-    rows, whatever happens to the teachers; or iteration raises an EdlError. Iterate over it (or call
-    it, as the original is) once per epoch::
+    rows, whatever happens to the teachers; or iteration raises an EdlError. Iterate over it (or
+    call it, as the original is) once per epoch::
 
         reader = DistillReader(["img", "label"], ["prob"], source=train_loader,
                                teachers="etcd://127.0.0.1:2379/resnet_teacher")
@@ -71,8 +71,8 @@ class DistillReader(IterableDataset):
     Nothing is started before the first iteration. Connections are kept between epochs and closed by
     :meth:`close`, at garbage collection, or at interpreter exit. Use one iteration at a time.
 
-    It is a ``paddle.io.IterableDataset`` too: ``DataLoader(reader, batch_size=None, num_workers=n)``
-    gives the batches in the source's order; each worker reads its own share of the source.
+    It is a ``paddle.io.IterableDataset`` too: ``DataLoader(reader, batch_size=None,
+    num_workers=n)`` gives the batches in the source's order; each worker reads its own share.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class DistillReader(IterableDataset):
         require_max_teacher: int = 1,
     ) -> DistillReader:
         """Use at most ``require_max_teacher`` of the teachers that are registered as
-        ``teacher_service_name`` in the etcd at ``discovery_servers`` (list or comma-separated)."""
+        ``teacher_service_name`` in the etcd at ``discovery_servers`` (list or comma-separated).
+        """
         model = self._only_model()
         model.teachers = service_teachers(discovery_servers, teacher_service_name)
         return self.set_require_max_teacher(require_max_teacher)
@@ -162,13 +163,16 @@ class DistillReader(IterableDataset):
     def set_require_max_teacher(self, require_max_teacher: int) -> DistillReader:
         """At most so many teachers at a time. Without effect on fixed teachers."""
         if not isinstance(require_max_teacher, int) or require_max_teacher < 1:
-            raise ConfigError(f"require_max_teacher must be at least 1, not {require_max_teacher!r}")
+            raise ConfigError(
+                f"require_max_teacher must be at least 1, not {require_max_teacher!r}"
+            )
         self._change()._max_teachers = require_max_teacher
         return self
 
     def set_serving_conf_file(self, conf_file: str) -> DistillReader:
         """``serving_client_conf.prototxt``, for teachers that do not say what they serve (Paddle
-        Serving's own servers). Raises ConfigError if there is no such file."""
+        Serving's own servers). Raises ConfigError if there is no such file.
+        """
         if not os.path.isfile(conf_file):
             raise ConfigError(f"serving conf file {conf_file!r} does not exist")
         self._change()._conf_file = conf_file
@@ -188,8 +192,9 @@ class DistillReader(IterableDataset):
 
     def set_loader(self, loader: Iterable[Any]) -> DistillReader:
         """A ``paddle.io.DataLoader``, or any iterable of batches that can be iterated every epoch
-        (a list, an IterableDataset, a reader creator), or a map-style Dataset if the reader was made
-        with a ``batch_sampler``. An iterator serves for one epoch."""
+        (a list, an IterableDataset, a reader creator), or a map-style Dataset if the reader was
+        made with a ``batch_sampler``. An iterator serves for one epoch.
+        """
         return self._set_source(loader, _BATCH)
 
     def print_config(self) -> None:
@@ -319,8 +324,8 @@ class DistillReader(IterableDataset):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken: the next iteration gives the rest of that epoch.
 
-        What is skipped is not sent to a teacher. A source with ``load_state_dict`` is asked to seek,
-        a DataLoader with a batch sampler loads nothing that is skipped, anything else is read
+        What is skipped is not sent to a teacher. A source with ``load_state_dict`` is asked to
+        seek, a DataLoader with a batch sampler loads nothing that is skipped, anything else is read
         through. The source must give the same order again (seed its shuffling by epoch).
         Raises ConfigError if ``state`` is not one of a DistillReader.
         """
@@ -463,7 +468,8 @@ class _Running:
 
 def _predict(session: Session, batches: Iterator[Batch], model: _Model) -> Iterator[Batch]:
     """``batches`` with one model's predictions added to each. Several models are a chain of these:
-    the first one's finished batches are the second one's source."""
+    the first one's finished batches are the second one's source.
+    """
     session.begin_epoch(batches)
     while (finished := session.take()) is not None:
         if finished.error is not None:
@@ -531,4 +537,3 @@ def _teachers_from_environment(
             "PADDLE_DISTILL_BALANCE_SERVER and PADDLE_DISTILL_SERVICE_NAME"
         )
     return teachers, max_teachers
-

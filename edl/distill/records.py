@@ -22,10 +22,10 @@ class Limits:
     times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
     teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
     latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
-    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were lost
-    or failed this often is given up. ``refusal_patience``: seconds that a task which every connected
-    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held, those
-    in flight included.
+    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were
+    lost or failed this often is given up. ``refusal_patience``: seconds that a task which every
+    connected teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches
+    held, those in flight included.
     """
 
     low_batches: int = 4
@@ -71,6 +71,8 @@ class Finished(Generic[Payload]):
 
 @dataclass
 class BatchState(Generic[Payload]):
+    """A batch on its way: the parts that have been answered, and how many are missing."""
+
     number: int
     payload: Optional[Payload]
     nbytes: int
@@ -82,6 +84,7 @@ class BatchState(Generic[Payload]):
 
     @property
     def complete(self) -> bool:
+        """Whether it can be taken when its turn comes."""
         return not self.missing or self.error is not None
 
 
@@ -96,7 +99,7 @@ class AnswerRecord:
 
 @dataclass
 class TeacherState:
-    """What is known of a connected teacher. ``usual`` is seconds per task at the head of its queue."""
+    """What is known of a connected teacher. ``usual``: seconds per task at its queue's head."""
 
     name: str
     window: int

@@ -1,7 +1,7 @@
 """The threads around the dispatch: source, links, supervisor; and the student's wait.
 
-One lock guards the dispatch state. Threads do I/O outside it, and inside it report what happened and
-ask what to do. Who may have something to do next is woken in one place, ``_wake``.
+One lock guards the dispatch state. Threads do I/O outside it, and inside it report what happened
+and ask what to do. Who may have something to do next is woken in one place, ``_wake``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Session:
         self._alone_since = time.monotonic()
         self._closed = False
         self._end_watch: Callable[[], None] = lambda: None
-        self._supervisor = threading.Thread(target=self._supervise, name="edl-supervise", daemon=True)
+        self._supervisor = threading.Thread(
+            target=self._supervise, name="edl-supervise", daemon=True
+        )
 
     def start(self) -> None:
         """Look for teachers and connect to them, in the background."""
@@ -117,17 +119,12 @@ class Session:
     # --- the student ------------------------------------------------------------------------
 
     def begin_epoch(self, batches: Iterator[Batch]) -> None:
-        """Start to read ``batches`` ahead of the student. Raises ReaderError if an epoch is on."""
+        """Start to read ``batches`` ahead of the student, who has ended the epoch before."""
         epoch = _Epoch(batches)
         epoch.thread = threading.Thread(
             target=self._read_source, args=(epoch,), name="edl-source", daemon=True
         )
         with self._lock:
-            if self._epoch is not None:
-                raise ReaderError(
-                    "this reader is being iterated already; finish or close that iteration first, "
-                    "or make a second DistillReader"
-                )
             self._epoch = epoch
         epoch.thread.start()
 
@@ -179,8 +176,8 @@ class Session:
             thread.join(_JOIN_PATIENCE)
             if thread.is_alive():
                 logger.warning(
-                    "the source is still busy with its next batch; it is left to itself and will be "
-                    "closed when it returns"
+                    "the source is still busy with its next batch; it is left to itself and will "
+                    "be closed when it returns"
                 )
 
     def stats(self) -> dict[str, Any]:
@@ -289,9 +286,7 @@ class Session:
                 link.condition.notify()
                 return link
         config = self._config
-        link = TeacherLink(
-            self, endpoint, config.ins, config.predicts, config.fallback, self._lock
-        )
+        link = TeacherLink(self, endpoint, config.ins, config.predicts, config.fallback, self._lock)
         link.start()
         return link
 
@@ -361,7 +356,9 @@ class Session:
                     self._idle.pop(link.endpoint, None)
             return None
 
-    def answered(self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer) -> None:
+    def answered(
+        self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer
+    ) -> None:
         """See Desk."""
         name = link.endpoint
         problem = ""
@@ -443,8 +440,8 @@ class Session:
         stats = self.stats()
         rate = sum(teacher["rows_per_second"] for teacher in stats["teachers"].values())
         logger.info(
-            "%d batches read, %d ready (%s), %d teachers at %.0f rows/s, latency %.0f ms (p99 %.0f),"
-            " %d resent, %d hedged, student waited %.1f s",
+            "%d batches read, %d ready (%s), %d teachers at %.0f rows/s, latency %.0f ms "
+            "(p99 %.0f), %d resent, %d hedged, student waited %.1f s",
             stats["batches"],
             stats["buffer"]["batches"],
             stats["buffer"]["level"],
@@ -475,5 +472,3 @@ class Session:
             condition.notify_all()
         for link in [*self._links.values(), *self._retired]:
             link.condition.notify_all()
-
-

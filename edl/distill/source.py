@@ -38,7 +38,7 @@ def open_source(source: Any, start: int = 0, step: int = 1) -> Iterator[Any]:
 
 
 def from_dataset(dataset: Any, batch_sampler: Any) -> Any:
-    """A map-style dataset as a loader. Raises ConfigError if there is nothing to make batches by."""
+    """A map-style dataset as a loader. Raises ConfigError if nothing says what a batch is."""
     if batch_sampler is None:
         raise ConfigError(
             f"{type(dataset).__name__} yields single samples by index: pass batch_sampler=..., or "
@@ -62,7 +62,7 @@ def is_loader(source: Any) -> bool:
 
 
 def worker_info() -> Any:
-    """Which worker of a DataLoader this process is (``id``, ``num_workers``); None if it is none."""
+    """Which worker of a DataLoader this process is (``id``, ``num_workers``), if it is one."""
     paddle = sys.modules.get("paddle")
     return None if paddle is None else paddle.io.get_worker_info()
 
@@ -95,8 +95,9 @@ class Position:
 
 
 def _read_here(loader: Any, start: int, step: int) -> Iterator[Any]:
-    """A loader's batches ``start``, ``start + step``, ..., made in this process without its threads and queues, which do not work in
-    a forked worker. This is what a worker of that loader would do."""
+    """A loader's batches ``start``, ``start + step``, ..., made in this process: its threads and
+    queues do not work in a forked worker. This is what a worker of that loader would do.
+    """
     io = sys.modules["paddle"].io.dataloader
     dataset, collate = loader.dataset, loader.collate_fn
     sampler = _batch_sampler(loader)

@@ -39,7 +39,8 @@ class ServiceTeachers:
 
     def watch(self, on_found: OnFound) -> Callable[[], None]:
         """Report the teachers now and after every change, from a thread of its own; returns what
-        ends the watch. Does not wait for etcd to answer."""
+        ends the watch. Does not wait for etcd to answer.
+        """
         from edl.discovery import Etcd, Membership
 
         etcd = Etcd(self.etcd_endpoints)
@@ -61,8 +62,7 @@ Teachers = Union[FixedTeachers, ServiceTeachers]
 
 def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
     """A list of ``host:port``, or a comma-separated string. Raises ConfigError."""
-    items = teachers.split(",") if isinstance(teachers, str) else list(teachers)
-    endpoints = [item.strip() for item in items if item.strip()]
+    endpoints = _items(teachers)
     if not endpoints:
         raise ConfigError("the list of teachers is empty")
     for endpoint in endpoints:
@@ -74,17 +74,23 @@ def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
 
 
 def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTeachers:
-    """Teachers of ``service`` in the etcd at ``etcd`` (list or comma-separated). Raises ConfigError."""
-    items = etcd.split(",") if isinstance(etcd, str) else list(etcd)
-    endpoints = tuple(item.strip() for item in items if item.strip())
+    """Teachers of ``service`` in ``etcd`` (list or comma-separated). Raises ConfigError."""
+    endpoints = tuple(_items(etcd))
     if not endpoints or not service:
         raise ConfigError("a teacher service needs etcd endpoints and a service name")
     return ServiceTeachers(endpoints, service)
 
 
+def _items(text: Union[str, Sequence[str]]) -> list[str]:
+    """The items of a list, or of a comma-separated string, without blanks and empty ones."""
+    items = text.split(",") if isinstance(text, str) else text
+    return [item.strip() for item in items if item.strip()]
+
+
 def parse_teachers(teachers: Union[str, Sequence[str]]) -> Teachers:
     """``etcd://host:port[,host:port]/service``, or what ``fixed_teachers`` takes. Raises
-    ConfigError."""
+    ConfigError.
+    """
     if isinstance(teachers, str) and teachers.startswith("etcd://"):
         etcd, slash, service = teachers[len("etcd://") :].partition("/")
         if not slash or not service:
@@ -93,11 +99,13 @@ def parse_teachers(teachers: Union[str, Sequence[str]]) -> Teachers:
     return fixed_teachers(teachers)
 
 
-def choose(found: Sequence[str], limit: Optional[int], reader: str, avoid: Sequence[str]) -> set[str]:
+def choose(
+    found: Sequence[str], limit: Optional[int], reader: str, avoid: Sequence[str]
+) -> set[str]:
     """At most ``limit`` teachers for a reader, different ones for different readers.
 
-    Rendezvous hashing: each reader ranks all teachers in an order of its own, so readers spread over
-    the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
+    Rendezvous hashing: each reader ranks all teachers in an order of its own, so readers spread
+    over the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
     moment) are taken only when there are not enough others.
     """
 
@@ -106,5 +114,3 @@ def choose(found: Sequence[str], limit: Optional[int], reader: str, avoid: Seque
         return endpoint in avoid, digest
 
     return set(sorted(found, key=rank)[: len(found) if limit is None else limit])
-
-

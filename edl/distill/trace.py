@@ -15,7 +15,7 @@ from typing import Any, Union
 
 
 class Trace:
-    """Appends events to a file. Times are ``time.monotonic()`` seconds. Safe to use from threads."""
+    """Appends events to a file. Times are ``time.monotonic()`` seconds. Safe to share."""
 
     def __init__(self, path: Union[str, Path]) -> None:
         self._lock = threading.Lock()

@@ -56,13 +56,13 @@ def test_the_first_snapshot_holds_those_who_are_there(etcd, service, watching):
 
 def test_joins_leaves_and_changes_are_reported_one_by_one(etcd, service, watching):
     log = watching(etcd, service)
-    eventually(lambda: log.is_now())
+    eventually(log.is_now)
     put(etcd, service, "a:1")
     eventually(lambda: log.is_now("a:1"))
     put(etcd, service, "a:1", value="new")
     eventually(lambda: log.snapshots[-1] == {"a:1": "new"})
     delete(etcd, service, "a:1")
-    eventually(lambda: log.is_now())
+    eventually(log.is_now)
 
 
 def test_other_services_are_not_mixed_in(etcd, service, watching):
@@ -78,7 +78,7 @@ def test_a_dead_process_leaves_with_its_lease(etcd, service, watching):
     etcd.call(lambda client: client.put(nodes_prefix(service) + "a:1", "", lease=lease))
     log = watching(etcd, service)
     eventually(lambda: log.is_now("a:1"))
-    eventually(lambda: log.is_now())
+    eventually(log.is_now)
 
 
 def test_members_stand_while_etcd_is_away_and_are_compared_when_it_is_back(tmp_path, watching):
@@ -128,7 +128,7 @@ def test_nothing_is_reported_after_close(etcd, service):
     log = Log()
     membership = Membership(etcd, service, log)
     membership.start()
-    eventually(lambda: log.is_now())
+    eventually(log.is_now)
     membership.close()
     put(etcd, service, "a:1")
     assert log.is_now()

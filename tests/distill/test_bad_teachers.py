@@ -31,7 +31,7 @@ def respond(conn, meta, payload, code=0, text=""):
 
 
 class BadTeacher:
-    """Describes itself like Sums; what it does with a request is ``misbehave(conn, meta, feeds)``."""
+    """Describes itself like Sums; a request is left to ``misbehave(conn, meta, feeds)``."""
 
     def __init__(self, misbehave):
         self._misbehave = misbehave
@@ -87,7 +87,9 @@ BEHAVIOURS = {
     ),
     "silence": lambda conn, meta, feeds: None,
     "hanging up": lambda conn, meta, feeds: conn.close(),
-    "its own error": lambda conn, meta, feeds: respond(conn, meta, [], frame.EINTERNAL, "no memory"),
+    "its own error": lambda conn, meta, feeds: respond(
+        conn, meta, [], frame.EINTERNAL, "no memory"
+    ),
     "being busy": lambda conn, meta, feeds: respond(conn, meta, [], frame.ELIMIT, "full"),
     "refusing what is right": lambda conn, meta, feeds: respond(
         conn, meta, [], frame.EREQUEST, "never"
@@ -147,7 +149,9 @@ def test_a_request_that_kills_every_teacher_is_given_up_with_the_reasons():
     limits = Limits(max_attempts=3)
     with (
         DistillReader(["img", "label"], ["prob"], source, killer.endpoint, limits=limits) as reader,
-        pytest.raises(ReaderError, match=r"3 attempts at rows 0 to 4 of batch 0 failed.*(closed|reset)"),
+        pytest.raises(
+            ReaderError, match=r"3 attempts at rows 0 to 4 of batch 0 failed.*(closed|reset)"
+        ),
     ):
         next(iter(reader))
     killer.close()
@@ -213,14 +217,16 @@ def test_etcd_may_be_away_for_a_while(tmp_path):
     with server, Etcd(server.endpoint):
         where = ("--etcd", server.endpoint, "--service", "s", "--ttl", 5)
         address = f"etcd://{server.endpoint}/s"
-        with python_teacher("Sums", *where, delay=0.01):
-            with DistillReader(["img", "label"], ["prob"], source, address) as reader:
-                for number, (img, label, prob) in enumerate(reader):
-                    assert label == number
-                    assert (prob[:, 0] == img.sum(axis=1)).all()
-                    if number == 20:
-                        server.kill()
-                    if number == 80:
-                        server.start()
-                assert number == COUNT - 1
-                assert reader.stats()["lost_teachers"] == 0
+        with (
+            python_teacher("Sums", *where, delay=0.01),
+            DistillReader(["img", "label"], ["prob"], source, address) as reader,
+        ):
+            for number, (img, label, prob) in enumerate(reader):
+                assert label == number
+                assert (prob[:, 0] == img.sum(axis=1)).all()
+                if number == 20:
+                    server.kill()
+                if number == 80:
+                    server.start()
+            assert number == COUNT - 1
+            assert reader.stats()["lost_teachers"] == 0

@@ -131,6 +131,7 @@ def test_chaos_loses_doubles_disorders_and_mislabels_nothing(etcd_server, servic
     with capsys.disabled():
         print(
             f"chaos: {expected} batches, {zoo.events}, lost {stats['lost_teachers']} teachers, "
-            f"{stats['resent']} tasks resent, {stats['hedged']} hedged, longest wait {longest:.2f} s"
+            f"{stats['resent']} tasks resent, {stats['hedged']} hedged, "
+            f"longest wait {longest:.2f} s"
         )
     assert expected > 100

@@ -357,7 +357,7 @@ def test_a_reader_that_was_closed_can_be_iterated_again(sums_teacher):
 def test_closing_while_the_student_waits_wakes_it(service):
     reader = DistillReader(["img", "label"], ["prob"]).set_fixed_teacher("127.0.0.1:1")
     reader.set_loader(list(images(1)))
-    threading.Timer(0.5, lambda: reader.close()).start()
+    threading.Timer(0.5, reader.close).start()
     with pytest.raises(ReaderError, match="closed"):
         list(reader())
 

@@ -78,8 +78,8 @@ def make(teacher, source=None, **options):
 def firsts(reader, start=0):
     """Read the rest of an epoch; the batches' numbers. Every label is checked."""
     seen = []
-    for img, label, prob in reader:
-        img, label, prob = (np.asarray(slot) for slot in (img, label, prob))
+    for slots in reader:
+        img, label, prob = (np.asarray(slot) for slot in slots)
         assert (prob[:, 0] == 3 * label).all()
         assert (img[:, 0] == label).all()
         seen.append(int(label[0]) // ROWS)
@@ -102,7 +102,17 @@ ALL = list(range(COUNT))
         lambda: loader(num_workers=2),
         lambda: loader(num_workers=2, persistent_workers=True),
     ],
-    ids="list creator generator iterable-dataset iterator seekable loader workers persistent".split(),
+    ids=[
+        "list",
+        "creator",
+        "generator",
+        "iterable-dataset",
+        "iterator",
+        "seekable",
+        "loader",
+        "workers",
+        "persistent",
+    ],
 )
 def test_any_source_is_read_in_order(sums_teacher, source):
     with make(sums_teacher, source()) as reader:
@@ -171,7 +181,7 @@ def test_predictions_of_several_models_are_appended_and_named(sums_teacher):
             out = list(reader)
             assert set(reader.stats()) == {"one", "two"}
             assert reader.stats()["two"]["batches"] == 50
-        with DistillReader(["img", "label"], ["prob"], lambda: batches(), teachers) as reader:
+        with DistillReader(["img", "label"], ["prob"], batches, teachers) as reader:
             tuples = list(reader)
             for number, _ in enumerate(reader):
                 if number == 3:
@@ -218,7 +228,8 @@ def resumed(teacher, source, state, **options):
 
 
 @pytest.mark.parametrize(
-    "source", [lambda: list(batches()), lambda: batches, loader, Seekable, Stream],
+    "source",
+    [lambda: list(batches()), lambda: batches, loader, Seekable, Stream],
     ids=["list", "creator", "loader", "seekable", "stream"],
 )
 @pytest.mark.parametrize("taken", [0, 1, 10, COUNT - 1, COUNT])
