@@ -31,6 +31,8 @@ setup(
         "protobuf>=3.20.2",
         "click>=8.0",
         "rich>=13.0",
+        "h11>=0.14",
+        "prometheus_client>=0.17",
     ],
     extras_require={
         "cpu": CPU,

@@ -35,14 +35,44 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--ttl", default=10, show_default=True, help="Seconds a dead teacher stays registered."
 )
-@click.option("--workers", default=1, show_default=True, help="Predictor processes.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, gpu or gpu:N.")
+@click.option("--workers", default=0, help="Predictor processes.  [default: one for each device]")
 @click.option(
-    "--cpu-threads", default=0, help="Math threads per worker.  [default: Paddle's choice]"
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, gpu, gpu:N, or several: gpu:0,gpu:1. Workers take them in turn.",
 )
+@click.option(
+    "--cpu-threads",
+    default=0,
+    help="Math threads per worker.  [default: an equal share of the CPUs]",
+)
+@click.option(
+    "--onednn/--no-onednn", default=None, help="oneDNN on the CPU.  [default: Paddle's choice]"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 needs a GPU, bf16 a GPU or a CPU with oneDNN and AVX-512.",
+)
+@click.option("--tensorrt", is_flag=True, help="TensorRT engines on the GPU.")
 @click.option("--max-batch-rows", default=64, show_default=True, help="Rows merged into one batch.")
 @click.option(
     "--max-wait-ms", default=0.0, show_default=True, help="How long a request waits to be merged."
+)
+@click.option(
+    "--max-queued",
+    default=1024,
+    show_default=True,
+    help="Waiting requests beyond which the answer is: busy.",
+)
+@click.option(
+    "--token",
+    envvar="EDL_TOKEN",
+    help="What clients must show. Better as the environment variable EDL_TOKEN: others on this "
+    "machine can read a command line.",
 )
 def command(**options: Any) -> None:
     """Host a teacher model behind Paddle Serving's protocol.
@@ -60,21 +90,26 @@ def command(**options: Any) -> None:
 async def _serve(options: dict[str, Any]) -> None:
     from edl.serving.predictor import PredictorOptions
     from edl.serving.server import ServerOptions, TeacherServer
+    from edl.serving.workers import processes
 
     predictor = PredictorOptions(
         model=options["model"] or "",
         python=options["python"] or "",
         device=options["device"],
         cpu_threads=options["cpu_threads"],
+        onednn=options["onednn"],
+        precision=options["precision"],
+        tensorrt=options["tensorrt"],
     )
     server_options = ServerOptions(
         host=options["host"],
         port=options["port"],
-        workers=options["workers"],
         max_batch_rows=options["max_batch_rows"],
         max_wait=options["max_wait_ms"] / 1000,
+        max_queued=options["max_queued"],
+        token=options["token"] or "",
     )
-    server = TeacherServer(predictor, server_options)
+    server = TeacherServer(processes(predictor, options["workers"]), server_options)
     stop = _stop_on_signals()
     try:
         await _live(server, options, stop)
@@ -123,11 +158,11 @@ async def _register(server: TeacherServer, endpoint: str, options: dict[str, Any
     from edl.discovery import Etcd, Registration
 
     value = {
-        **json.loads(server.description.to_json()),
+        **json.loads(server.engine.description.to_json()),
         "protocol": "baidu_std",
         "pid": os.getpid(),
         "hostname": socket.gethostname(),
-        "workers": options["workers"],
+        "workers": len(server.engine.worker_pids),
     }
     registration = Registration(
         Etcd(options["etcd"]),

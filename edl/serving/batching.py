@@ -1,15 +1,19 @@
-"""Which waiting requests are computed together.
+"""Which waiting requests are computed together, and in which order.
 
 Requests can share a batch if they have the same feeds with the same dtypes and row shapes, and
-want the same outputs. The oldest request decides what the next batch is made of; others that fit
-join it in their order of arrival. No clock and no I/O: the caller passes the time in.
+want the same outputs. Students share a teacher by rows, not by how much they queue: each request
+gets a start tag when it arrives, and the smallest tag is served first (start-time fair queueing:
+Goyal, Vin, Cheng, "Start-time Fair Queuing", SIGCOMM 1996). No clock and no I/O: the caller passes
+the time in.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
+from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Optional, TypeVar
 
 import numpy as np
@@ -17,61 +21,112 @@ import numpy as np
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(order=True)
 class Waiting(Generic[T]):
-    """A request in the queue: ``key`` says what it can be batched with."""
+    """A request in the queue. ``start`` is its tag in virtual time, which counts rows."""
 
-    item: T
-    rows: int
-    key: Hashable
-    since: float
+    start: float
+    number: int
+    item: T = field(compare=False)
+    rows: int = field(compare=False)
+    client: Hashable = field(compare=False)
+    since: float = field(compare=False)
 
 
 class Batcher(Generic[T]):
     """The queue of requests in front of the workers.
 
     ``max_rows``: a batch stays within it, unless one request alone is larger.
-    ``max_wait``: seconds the oldest request is held back for others to join it.
+    ``max_wait``: seconds a request is held back for others to join it.
+    ``max_queued``: requests beyond which those clients are refused that hold their share of it.
     """
 
-    def __init__(self, max_rows: int, max_wait: float = 0.0) -> None:
+    def __init__(self, max_rows: int, max_wait: float = 0.0, max_queued: int = 1024) -> None:
         self._max_rows = max_rows
         self._max_wait = max_wait
-        self._queue: deque[Waiting[T]] = deque()
+        self._max_queued = max_queued
+        self._groups: dict[Hashable, list[Waiting[T]]] = {}  # a heap for each key
+        self._numbers = itertools.count()
+        self._virtual_time = 0.0
+        self._finish: dict[Hashable, float] = {}  # the tag of each client's next request
+        self._queued: Counter[Hashable] = Counter()
+        self._length = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._length
 
-    def add(self, item: T, rows: int, key: Hashable, now: float) -> None:
-        """Append a request of ``rows`` rows."""
-        self._queue.append(Waiting(item, rows, key, now))
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        return sum(waiting.rows for group in self._groups.values() for waiting in group)
+
+    def is_full(self, client: Hashable) -> bool:
+        """Whether another request of ``client`` is too much. One that queues little is let in when
+        others have filled the queue, so the queue may grow to twice its limit.
+        """
+        if self._length < self._max_queued:
+            return False
+        clients = len(self._queued.keys() | {client})
+        return self._queued[client] * clients >= self._max_queued
+
+    def add(self, item: T, rows: int, key: Hashable, client: Hashable, now: float) -> None:
+        """Append a request of ``rows`` rows. ``key`` says what it can be batched with."""
+        start = max(self._virtual_time, self._finish.get(client, 0.0))
+        self._finish[client] = start + rows
+        self._queued[client] += 1
+        self._length += 1
+        waiting = Waiting(start, next(self._numbers), item, rows, client, now)
+        heapq.heappush(self._groups.setdefault(key, []), waiting)
 
     def due(self) -> Optional[float]:
         """When the next batch is complete: a time in the past if it is already; None if empty."""
-        if not self._queue:
-            return None
-        oldest = self._queue[0]
-        if self._max_wait <= 0:
-            return oldest.since
-        rows = sum(waiting.rows for waiting in self._queue if waiting.key == oldest.key)
-        return oldest.since if rows >= self._max_rows else oldest.since + self._max_wait
+        return min(map(self._due, self._groups.values()), default=None)
 
-    def take(self) -> list[T]:
-        """Remove and return the next batch, the oldest request first. Empty if none waits."""
-        if not self._queue:
+    def take(self, now: float) -> list[T]:
+        """Remove and return the batch that is next, the first request first. Empty if none is due:
+        neither full nor as old as ``max_wait``.
+        """
+        due = [key for key, group in self._groups.items() if self._due(group) <= now]
+        if not due:
             return []
-        oldest = self._queue.popleft()
-        batch, rows = [oldest.item], oldest.rows
-        passed_over: list[Waiting[T]] = []
-        while self._queue and rows < self._max_rows:
-            waiting = self._queue.popleft()
-            if waiting.key == oldest.key and rows + waiting.rows <= self._max_rows:
-                batch.append(waiting.item)
-                rows += waiting.rows
-            else:
-                passed_over.append(waiting)
-        self._queue.extendleft(reversed(passed_over))
+        key = min(due, key=lambda key: self._groups[key][0])
+        group = self._groups[key]
+        self._virtual_time = group[0].start
+        batch: list[T] = []
+        rows = 0
+        while group and (not batch or rows + group[0].rows <= self._max_rows):
+            waiting = heapq.heappop(group)
+            batch.append(waiting.item)
+            rows += waiting.rows
+            self._left(waiting.client)
+        if not group:
+            del self._groups[key]
         return batch
+
+    def clear(self) -> list[T]:
+        """Remove and return everything."""
+        items = [waiting.item for group in self._groups.values() for waiting in sorted(group)]
+        self._groups.clear()
+        self._finish.clear()
+        self._queued.clear()
+        self._length, self._virtual_time = 0, 0.0
+        return items
+
+    def _due(self, group: list[Waiting[T]]) -> float:
+        oldest = min(waiting.since for waiting in group) if self._max_wait else group[0].since
+        full = not self._max_wait or sum(waiting.rows for waiting in group) >= self._max_rows
+        return oldest if full else oldest + self._max_wait
+
+    def _left(self, client: Hashable) -> None:
+        self._length -= 1
+        self._queued[client] -= 1
+        if not self._queued[client]:
+            del self._queued[client]
+        if not self._length:  # nobody waits, so nobody is owed anything
+            self._finish.clear()
+            self._virtual_time = 0.0
+        elif len(self._finish) > 2 * len(self._queued) + 64:
+            self._finish = {client: self._finish[client] for client in self._queued}
 
 
 def batch_key(feeds: dict[str, np.ndarray], fetches: list[str]) -> Hashable:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,3 +33,14 @@ def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     offset, dtype, shape = ref
     flat_size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     return np.frombuffer(arena.view(offset, flat_size), dtype).reshape(shape)
+
+
+def gather(inputs: Arena, requests: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, np.ndarray]:
+    """The feeds of a batch: the requests' rows one after the other, by feed name. The arrays of a
+    single request are views of the arena.
+    """
+    feeds = {}
+    for name in requests[0]:
+        arrays = [resolve(inputs, request[name]) for request in requests]
+        feeds[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return feeds

@@ -112,13 +112,14 @@ def parse_header(
 
 def parse_body(body: memoryview, meta_size: int) -> tuple[Meta, memoryview]:
     """A frame's body: its meta, and the payload as a slice of ``body``."""
-    meta = _decode_meta(body[:meta_size])
+    meta = parse_meta(body[:meta_size])
     if not 0 <= meta.attachment_size <= len(body) - meta_size:
         raise WireError(f"attachment of {meta.attachment_size} bytes does not fit the frame")
     return meta, body[meta_size : len(body) - meta.attachment_size]
 
 
-def _decode_meta(message: memoryview) -> Meta:
+def parse_meta(message: memoryview) -> Meta:
+    """RpcMeta. Raises WireError if it is neither a request's nor a response's."""
     meta: Union[RequestMeta, ResponseMeta, None] = None
     common: dict[str, Any] = {"correlation_id": 0, "compress_type": 0, "attachment_size": 0}
     authentication = b""

@@ -19,7 +19,10 @@ from edl.serving.tensor import Buffer, decode_tensor, encode_tensor, size_of
 SERVICE = "baidu.paddle_serving.predictor.general_model.GeneralModelService"
 METHOD = "inference"
 
-_TENSOR, _FETCH_NAMES = 1, 2
+#: What Paddle Serving's own server calls the one model of its usual pipeline.
+ENGINE = "general_infer_0"
+
+_TENSOR, _FETCH_NAMES, _ENGINE_NAME = 1, 2, 2
 _OUTPUTS, _ERR_NO, _ERR_MSG = 1, 5, 6
 
 
@@ -61,7 +64,7 @@ def decode_request(message: memoryview) -> Request:
 
 def encode_response(outputs: Mapping[str, np.ndarray]) -> list[Buffer]:
     """A ``Response`` with one model's outputs, as buffers that reference the arrays' memory."""
-    tensors = _encode_tensors(outputs)
+    tensors = [*_encode_tensors(outputs), pb.text(_ENGINE_NAME, ENGINE)]
     return [pb.prefix(_OUTPUTS, size_of(tensors)), *tensors]
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
 from edl.errors import ConfigError, ModelError
 from edl.serving._paddle import import_paddle
+from edl.serving.accelerate import configure
 from edl.serving.description import Description, TensorSpec
 from edl.serving.model import ModelFiles, find_model
 from edl.serving.prototxt import ModelConfig, Variable, read_config
@@ -33,18 +35,28 @@ class PredictorOptions:
 
     ``model``: a model directory or prefix. ``python``: ``module:factory`` instead, where
     ``factory()`` returns a Predictor. ``device``: ``cpu``, ``gpu`` or ``gpu:N``.
-    ``cpu_threads``: threads of the CPU math library; 0 leaves it to Paddle.
+    ``cpu_threads``: threads of the CPU math library; 0: as many as CPUs may be used.
+    ``cpus``: the CPUs that may be used; empty: all that the process may use.
+    ``onednn``: use oneDNN on the CPU or not; None leaves it to Paddle. ``precision``: ``fp32``, or
+    ``fp16`` (GPU) or ``bf16`` (GPU, or CPU with oneDNN) for the operators that have it.
+    ``tensorrt``: build TensorRT engines.
     """
 
     model: str = ""
     python: str = ""
     device: str = "cpu"
     cpu_threads: int = 0
+    cpus: Sequence[int] = ()
+    onednn: Optional[bool] = None
+    precision: str = "fp32"
+    tensorrt: bool = False
 
 
 def load_predictor(options: PredictorOptions) -> Predictor:
     """Make the predictor and run it once on zeros, so that no student waits for its first run."""
     predictor: Predictor
+    if options.cpus:
+        os.sched_setaffinity(0, options.cpus)
     if options.python:
         predictor = _load_python(options.python)
     else:
@@ -69,6 +81,19 @@ def _warm_up(predictor: Predictor) -> None:
     predictor.run(zeros, list(predictor.description.fetches))
 
 
+def run_checked(
+    predictor: Predictor, feeds: dict[str, np.ndarray], fetches: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The predictor's outputs. Raises ModelError if they have not as many rows as the feeds."""
+    rows = len(next(iter(feeds.values())))
+    outputs = predictor.run(feeds, fetches)
+    for name in fetches:
+        have = outputs[name].shape[:1]
+        if have != (rows,):
+            raise ModelError(f"output {name!r} has {have} rows for an input of {rows}")
+    return outputs
+
+
 class PaddlePredictor:
     """A Paddle inference model behind :class:`Predictor`'s interface.
 
@@ -82,20 +107,7 @@ class PaddlePredictor:
 
         config = inference.Config(str(files.program), str(files.params or ""))
         config.disable_glog_info()
-        kind, _, index = options.device.partition(":")
-        if kind == "gpu":
-            if not paddle.is_compiled_with_cuda():
-                raise ModelError(
-                    "device gpu was asked for, but this Paddle is built for CPU only; "
-                    "install paddlepaddle-gpu or say --device cpu"
-                )
-            config.enable_use_gpu(256, int(index or 0))
-        elif kind == "cpu":
-            config.disable_gpu()
-            if options.cpu_threads:
-                config.set_cpu_math_library_num_threads(options.cpu_threads)
-        else:
-            raise ConfigError(f"device {options.device!r} is not cpu, gpu or gpu:N")
+        configure(config, options)
         try:
             model = _read_model(paddle, files)
             self._predictor = inference.create_predictor(config)

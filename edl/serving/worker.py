@@ -29,12 +29,12 @@ import numpy as np
 from edl.errors import EdlError, ModelError
 from edl.serving import channel
 from edl.serving.arena import ALIGNMENT, Allocator, Arena
-from edl.serving.predictor import Predictor, PredictorOptions, load_predictor
+from edl.serving.predictor import Predictor, PredictorOptions, load_predictor, run_checked
 
 logger = logging.getLogger(__name__)
 
 
-class Worker:
+class WorkerLoop:
     """The loop around one predictor. One owner, one thread."""
 
     def __init__(self, control: socket.socket, inputs: Arena, outputs: Arena) -> None:
@@ -72,21 +72,11 @@ class Worker:
     def _run(self, requests: list[dict[str, Any]], fetches: list[str]) -> dict[str, Any]:
         assert self._predictor is not None, "run before load"
         try:
-            feeds = {name: self._gather(requests, name) for name in requests[0]}
-            rows = len(next(iter(feeds.values())))
-            outputs = self._predictor.run(feeds, fetches)
-            for name in fetches:
-                have = outputs[name].shape[:1]
-                if have != (rows,):
-                    raise ModelError(f"output {name!r} has {have} rows for an input of {rows}")
-            return self._store(outputs)
+            feeds = channel.gather(self._inputs, requests)
+            return self._store(run_checked(self._predictor, feeds, fetches))
         except Exception as error:
             logger.warning("a batch failed: %s", error)
             return {"error": f"{type(error).__name__}: {error}"}
-
-    def _gather(self, requests: list[dict[str, Any]], name: str) -> np.ndarray:
-        arrays = [channel.resolve(self._inputs, request[name]) for request in requests]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _store(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """Lay the outputs into one block of the output arena."""
@@ -156,7 +146,7 @@ def main() -> None:
     control_fd, input_fd, output_fd = (int(argument) for argument in sys.argv[1:4])
     with socket.socket(fileno=control_fd) as control:
         try:
-            Worker(control, Arena.attach(input_fd), Arena.attach(output_fd)).serve()
+            WorkerLoop(control, Arena.attach(input_fd), Arena.attach(output_fd)).serve()
         except OSError:  # the front died in mid-message
             pass
 

@@ -1,4 +1,4 @@
-"""Worker processes as the front process sees them."""
+"""Workers as the engine sees them: a process each, or a thread of this process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 
-from edl.errors import EdlError, ModelError
+from edl.errors import ConfigError, EdlError, ModelError
 from edl.serving import channel
 from edl.serving.arena import Arena
 from edl.serving.description import Description
-from edl.serving.predictor import PredictorOptions
+from edl.serving.predictor import Predictor, PredictorOptions, run_checked
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,35 @@ class Result:
     outputs: dict[str, np.ndarray]
 
 
+class Worker(Protocol):
+    """Something that computes batches, one at a time."""
+
+    @property
+    def pid(self) -> Optional[int]:
+        """The process id, while there is a process."""
+
+    async def start(self, timeout: float) -> Description:
+        """Load the model. Raises ModelError if that fails or takes longer than ``timeout`` s."""
+
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+        """Compute one batch, made of the requests' rows one after the other.
+
+        A request says for each feed where in the input arena it lies (see ``channel``). Raises
+        WorkerError if the predictor raised, WorkerDied if the worker is gone.
+        """
+
+    def free(self, result: Result) -> None:
+        """A result has been sent; its memory can be used again."""
+
+    def kill(self, reason: str) -> None:
+        """Give the worker up: what it computes now ends with WorkerDied."""
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """End the worker, by force if it has not left after ``grace`` seconds."""
+
+
 class WorkerProcess:
-    """One worker: start it, run batches on it one at a time, free their outputs, stop it."""
+    """A worker in a process of its own: predictors hold the GIL while they compute."""
 
     def __init__(self, options: PredictorOptions, inputs: Arena, output_bytes: int) -> None:
         self._options = options
@@ -52,16 +80,16 @@ class WorkerProcess:
         self._process: Optional[subprocess.Popen] = None
         self._reader: Optional[asyncio.StreamReader] = None
         self._writer: Optional[asyncio.StreamWriter] = None
+        self._killed_because = ""
 
     @property
     def pid(self) -> Optional[int]:
-        """The process id, while there is a process."""
+        """See Worker."""
         return self._process.pid if self._process else None
 
     async def start(self, timeout: float) -> Description:
-        """Start the process and load the model. Raises ModelError if that fails or takes longer
-        than ``timeout`` seconds.
-        """
+        """See Worker."""
+        self._killed_because = ""
         ours, theirs = socket.socketpair()
         self._outputs = Arena.create(self._output_bytes, "edl-outputs")
         fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
@@ -82,10 +110,7 @@ class WorkerProcess:
         return Description.from_json(answer["ready"])
 
     async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
-        """Compute one batch, made of the requests' rows one after the other.
-
-        Raises WorkerError if the predictor raised, WorkerDied if the process is gone.
-        """
+        """See Worker."""
         answer = await self._call({"run": list(requests), "fetches": list(fetches)})
         if "error" in answer:
             raise WorkerError(answer["error"])
@@ -96,13 +121,19 @@ class WorkerProcess:
         return Result(answer["block"], outputs)
 
     def free(self, result: Result) -> None:
-        """Tell the worker that a result has been sent and its memory can be used again."""
+        """See Worker."""
         result.outputs.clear()
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(channel.pack({"free": result.block}))
 
+    def kill(self, reason: str) -> None:
+        """See Worker."""
+        if self._process is not None:
+            self._killed_because = reason
+            self._process.kill()
+
     async def stop(self, grace: float = 1.0) -> None:
-        """End the process: it leaves when its control socket closes, or is killed."""
+        """See Worker. The process leaves when its control socket closes."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -131,6 +162,8 @@ class WorkerProcess:
 
     async def _cause_of_death(self) -> str:
         process = self._process
+        if self._killed_because:
+            return self._killed_because
         if process is None:
             return "the worker process was stopped"
         try:
@@ -141,6 +174,87 @@ class WorkerProcess:
         if code is not None and code < 0:
             return f"the worker process was killed by {signal.Signals(-code).name}"
         return f"the worker process exited with status {code}"
+
+
+class WorkerThread:
+    """A worker for a predictor of this process, which runs on a thread beside the event loop."""
+
+    def __init__(self, predictor: Predictor, inputs: Arena) -> None:
+        self._predictor = predictor
+        self._inputs = inputs
+        self._thread = ThreadPoolExecutor(1, "edl-predictor")
+        self._given_up: Optional[asyncio.Future] = None
+
+    @property
+    def pid(self) -> Optional[int]:
+        """See Worker. There is no process."""
+        return None
+
+    async def start(self, timeout: float) -> Description:
+        """See Worker. The predictor is there already."""
+        self._given_up = asyncio.get_running_loop().create_future()
+        return self._predictor.description
+
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+        """See Worker."""
+        assert self._given_up is not None, "run before start"
+        feeds = channel.gather(self._inputs, requests)
+        running = asyncio.get_running_loop().run_in_executor(
+            self._thread, run_checked, self._predictor, feeds, fetches
+        )
+        await asyncio.wait({running, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise WorkerDied(self._given_up.result())
+        try:
+            return Result(0, running.result())
+        except Exception as error:
+            raise WorkerError(f"{type(error).__name__}: {error}") from error
+
+    def free(self, result: Result) -> None:
+        """See Worker. Outputs are the garbage collector's."""
+        result.outputs.clear()
+
+    def kill(self, reason: str) -> None:
+        """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(reason)
+            self._thread.shutdown(wait=False)
+            self._thread = ThreadPoolExecutor(1, "edl-predictor")
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """See Worker."""
+        self._thread.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, "edl-predictor")
+
+
+def processes(
+    options: PredictorOptions, count: int = 0, output_bytes: int = 1 << 30
+) -> Callable[[Arena], list[Worker]]:
+    """What makes ``count`` worker processes, given the arena that requests lie in.
+
+    ``options.device`` may name several devices, comma-separated: workers take them in turn. 0: one
+    worker for each. Several workers on the CPU get an equal share of the CPUs each.
+    ``output_bytes``: shared memory reserved for each worker's outputs; only what is used costs
+    memory.
+    """
+    each = [replace(options, **share) for share in _shares(options, count)]
+    return lambda inputs: [WorkerProcess(worker, inputs, output_bytes) for worker in each]
+
+
+def _shares(options: PredictorOptions, count: int) -> list[dict[str, Any]]:
+    """For each worker, its device and its CPUs."""
+    devices = [device.strip() for device in options.device.split(",")]
+    if "" in devices:
+        raise ConfigError(f"device {options.device!r} is not a comma-separated list of devices")
+    count = count or len(devices)
+    cpus = sorted(os.sched_getaffinity(0))
+    workers: list[dict[str, Any]] = []
+    for number in range(count):
+        workers.append({"device": devices[number % len(devices)]})
+        if count > 1 and set(devices) == {"cpu"} and len(cpus) >= count:
+            first, last = (len(cpus) * edge // count for edge in (number, number + 1))
+            workers[-1]["cpus"] = cpus[first:last]
+    return workers
 
 
 async def _exited(process: subprocess.Popen) -> None:
