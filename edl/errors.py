@@ -55,6 +55,10 @@ class TeacherProtocolError(TeacherError):
     """The teacher's bytes, or the arrays in them, are not what the protocol promises."""
 
 
+class AccessDenied(TeacherError):
+    """The teacher wants a token that it was not shown."""
+
+
 class TeacherUnavailable(TeacherError):
     """The teacher answered that it cannot serve now (draining, busy); another one may."""
 

@@ -15,6 +15,8 @@ from edl.errors import EdlError
 #: Subcommand to the module that defines ``command``, and its line in the help.
 _COMMANDS = {
     "teacher": ("edl.cli.teacher", "Host a teacher model."),
+    "register": ("edl.cli.register", "Keep a server in the registry while it is healthy."),
+    "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "etcd": ("edl.cli.etcd", "Run an etcd for small clusters and experiments."),
     "demo": ("edl.cli.demo", "Run a demonstration on this machine."),
 }

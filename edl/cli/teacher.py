@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -156,19 +155,19 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
 
 async def _register(server: TeacherServer, endpoint: str, options: dict[str, Any]) -> Registration:
     from edl.discovery import Etcd, Registration
+    from edl.serving.entry import Entry
 
-    value = {
-        **json.loads(server.engine.description.to_json()),
-        "protocol": "baidu_std",
+    extra = {
         "pid": os.getpid(),
         "hostname": socket.gethostname(),
         "workers": len(server.engine.worker_pids),
     }
+    entry = Entry(description=server.engine.description, extra=extra)
     registration = Registration(
         Etcd(options["etcd"]),
         options["service"],
         endpoint,
-        json.dumps(value),
+        entry.to_json(),
         ttl=options["ttl"],
         healthy=lambda: server.healthy,
     )

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 ROOT = "/service"
 
+_COMPLAIN_EVERY = 5.0
+
 
 def nodes_prefix(service: str) -> str:
     """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
@@ -61,45 +63,56 @@ class Registration:
         self._ttl = ttl
         self._healthy = healthy
         self._lease: Optional[Any] = None
+        self._refresh_at = 0.0
         self._stopped = threading.Event()
+        self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="edl-registration", daemon=True)
 
     def start(self, patience: float = 30.0) -> None:
         """Write the entry and start keeping it alive.
 
         Waits up to ``patience`` seconds for etcd to answer, and for an entry that a dead process
-        left behind to expire. Raises EtcdUnavailable or AlreadyRegistered after that.
+        left behind to expire; returns early if it is stopped. Raises EtcdUnavailable or
+        AlreadyRegistered after that.
         """
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                self._write()
-                break
-            except (EtcdUnavailable, AlreadyRegistered) as error:
-                if time.monotonic() > deadline:
-                    raise
-                logger.warning("%s; trying again", error)
-                self._stopped.wait(1.0)
-        self._thread.start()
+        started = time.monotonic()
+        complain_at = 0.0
+        with self._starting:
+            while not self._stopped.is_set():
+                try:
+                    self._write()
+                    self._thread.start()
+                    return
+                except (EtcdUnavailable, AlreadyRegistered) as error:
+                    now = time.monotonic()
+                    if now - started > patience:
+                        raise
+                    if now >= complain_at:
+                        complain_at = now + _COMPLAIN_EVERY
+                        logger.warning("%s; trying again", error)
+                    self._stopped.wait(1.0)
 
     def stop(self) -> None:
         """Withdraw the entry and stop. Does not raise: what cannot be withdrawn now expires."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        with self._starting:
+            if self._thread.is_alive():
+                self._thread.join()
         try:
             self._withdraw()
         except DiscoveryError as error:
             logger.warning("%s stays until its lease expires: %s", self._key, error)
 
     def _keep(self) -> None:
-        while not self._stopped.wait(self._ttl / 3):
+        complain_at = 0.0
+        while not self._stopped.wait(min(1.0, self._ttl / 3)):
             try:
                 self._keep_once()
-            except AlreadyRegistered as error:
-                logger.error("%s; this process stays out of the registry", error)
             except DiscoveryError as error:
-                logger.warning("keeping %s alive failed: %s", self._key, error)
+                now = time.monotonic()
+                if now >= complain_at:
+                    complain_at = now + _COMPLAIN_EVERY
+                    logger.warning("keeping %s in the registry failed: %s", self._key, error)
 
     def _keep_once(self) -> None:
         if not self._healthy():
@@ -109,7 +122,7 @@ class Registration:
         elif self._lease is None:
             self._write()
             logger.info("%s is in the registry again", self._key)
-        elif not self._refresh():
+        elif time.monotonic() >= self._refresh_at and not self._refresh():
             logger.warning("etcd no longer knows the lease of %s", self._key)
             self._lease = None
             self._write()
@@ -119,6 +132,7 @@ class Registration:
         lease = self._lease
         assert lease is not None
         replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
+        self._refresh_at = time.monotonic() + self._ttl / 3
         return bool(replies) and replies[0].TTL > 0
 
     def _write(self) -> None:
@@ -134,6 +148,7 @@ class Registration:
             self._etcd.call(lambda client: client.revoke_lease(lease.id))
             raise AlreadyRegistered(f"another process holds {self._key}")
         self._lease = lease
+        self._refresh_at = time.monotonic() + self._ttl / 3
 
     def _withdraw(self) -> None:
         lease, self._lease = self._lease, None

@@ -7,6 +7,7 @@ connection breaks, the link tries again for as long as the teacher is wanted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.records import Task
 from edl.errors import (
+    AccessDenied,
     ConfigError,
     ReaderError,
     RequestRefused,
@@ -25,8 +27,8 @@ from edl.errors import (
     TeacherError,
     WireError,
 )
-from edl.serving.client import TeacherClient
 from edl.serving.description import Description
+from edl.serving.entry import Client, Entry
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +44,13 @@ class Desk(Protocol):
     def link_up(self, link: TeacherLink) -> None:
         """The teacher is connected and its plan known."""
 
-    def link_down(self, link: TeacherLink, client: Optional[TeacherClient], reason: str) -> None:
+    def link_down(self, link: TeacherLink, client: Optional[Client], reason: str) -> None:
         """``client``'s connection has ended, or none could be made."""
 
-    def wait_for_task(
-        self, link: TeacherLink, client: TeacherClient
-    ) -> Optional[tuple[Task, Columns]]:
+    def wait_for_task(self, link: TeacherLink, client: Client) -> Optional[tuple[Task, Columns]]:
         """The next task for this teacher; None when the connection is to be given up."""
 
-    def answered(
-        self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer
-    ) -> None:
+    def answered(self, link: TeacherLink, client: Client, task: Task, answer: Answer) -> None:
         """The teacher's answer to a task."""
 
     def rejected(self, link: TeacherLink, task: Task, error: ReaderError) -> None:
@@ -60,12 +58,16 @@ class Desk(Protocol):
 
 
 class TeacherLink:
-    """One teacher of a reader. ``stop`` ends it; the session owns ``client`` and ``condition``."""
+    """One teacher of a reader. ``stop`` ends it; the session owns ``client`` and ``condition``.
+    ``registered``: what its entry in the registry says, read at every attempt to connect.
+    """
 
     def __init__(
         self,
         desk: Desk,
         endpoint: str,
+        registered: str,
+        token: str,
         ins: Sequence[Optional[str]],
         predicts: Sequence[str],
         fallback: Optional[Description],
@@ -73,17 +75,19 @@ class TeacherLink:
     ) -> None:
         self.endpoint = endpoint
         self.condition = threading.Condition(lock)
-        self.client: Optional[TeacherClient] = None
+        self.client: Optional[Client] = None
         self.plan: Optional[Plan] = None
         self.problem = "not connected yet"
         self.failing = False
         self.unfit = False
         self.retiring = False
         self._desk = desk
+        self.registered = registered
+        self._token = token
         self._ins = ins
         self._predicts = predicts
         self._fallback = fallback
-        self._connection: Optional[TeacherClient] = None
+        self._connection: Optional[Client] = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"edl-send-{endpoint}", daemon=True)
 
@@ -119,11 +123,12 @@ class TeacherLink:
         while not self.stopped:
             started = time.monotonic()
             try:
-                with TeacherClient(self.endpoint) as client:
+                entry = Entry.from_json(self.registered)
+                with contextlib.closing(entry.connect(self.endpoint, self._token)) as client:
                     self._connection = client
                     if self.stopped:  # between the check above and here
                         return
-                    self.plan = self._agree(client)
+                    self.plan = self._agree(client, entry)
                     self.client, self.unfit = client, False
                     self._desk.link_up(self)
                     self._send_tasks(client, self.plan)
@@ -140,20 +145,25 @@ class TeacherLink:
                 return
             backoff = min(_BACKOFF_MOST, 2 * backoff)
 
-    def _agree(self, client: TeacherClient) -> Plan:
+    def _agree(self, client: Client, entry: Entry) -> Plan:
         """What to send and to expect. Raises ConfigError if the teacher does not fit the reader."""
         try:
             description = client.describe()
+        except AccessDenied as error:
+            raise ConfigError(
+                f"{error.message}; give it to the reader as token=..., or in EDL_TOKEN"
+            ) from error
         except RequestRefused as error:
-            if self._fallback is None:
+            known = entry.description or self._fallback
+            if known is None:
                 raise ConfigError(
                     f"it does not say what it serves ({error.message}); give the reader its "
                     "serving_client_conf.prototxt with set_serving_conf_file"
                 ) from error
-            description = self._fallback
+            description = known
         return make_plan(self._ins, self._predicts, description)
 
-    def _send_tasks(self, client: TeacherClient, plan: Plan) -> None:
+    def _send_tasks(self, client: Client, plan: Plan) -> None:
         fetches = plan.fetch_names()
         while True:
             work = self._desk.wait_for_task(self, client)
@@ -177,7 +187,7 @@ class _Reply:
 
     __slots__ = ("_client", "_desk", "_link", "_task")
 
-    def __init__(self, desk: Desk, link: TeacherLink, client: TeacherClient, task: Task) -> None:
+    def __init__(self, desk: Desk, link: TeacherLink, client: Client, task: Task) -> None:
         self._desk, self._link, self._client, self._task = desk, link, client, task
 
     def __call__(self, answer: Answer) -> None:

@@ -87,6 +87,7 @@ class DistillReader(IterableDataset):
         max_teachers: Optional[int] = None,
         limits: Optional[Limits] = None,
         no_teacher_timeout: float = 600.0,
+        token: Optional[str] = None,
         trace: Union[str, Path, None] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
@@ -99,7 +100,8 @@ class DistillReader(IterableDataset):
         ``teacher_batch_size``: see :meth:`set_teacher_batch_size`. ``max_teachers``: use at most so
         many of the teachers found in etcd. ``limits``: flow control, timeouts and hedging, see
         :class:`~edl.distill.Limits`. ``no_teacher_timeout``: seconds without any usable teacher
-        after which iteration raises NoTeacherError. ``trace``: a file for a timeline that opens in
+        after which iteration raises NoTeacherError. ``token``: what teachers want to be shown (or
+        the environment variable EDL_TOKEN). ``trace``: a file for a timeline that opens in
         Perfetto (or the environment variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
         Raises ConfigError for what cannot work.
         """
@@ -108,6 +110,7 @@ class DistillReader(IterableDataset):
         self._models = _models(predicts, teachers)
         self._limits = limits or Limits()
         self._no_teacher_timeout = no_teacher_timeout
+        self._token = token
         self._trace_path = trace
         self._teacher_batch_size: Optional[int] = None
         self._max_teachers: Optional[int] = None
@@ -409,6 +412,7 @@ class DistillReader(IterableDataset):
             fallback=self._fallback_description(),
             limits=self._limits,
             no_teacher_timeout=self._no_teacher_timeout,
+            token=os.environ.get("EDL_TOKEN", "") if self._token is None else self._token,
         )
 
     def _fallback_description(self) -> Optional[Description]:

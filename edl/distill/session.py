@@ -22,6 +22,7 @@ from edl.distill.records import Finished, Limits, Task
 from edl.distill.teachers import Found, Teachers, choose
 from edl.distill.trace import Trace
 from edl.errors import (
+    AccessDenied,
     NoTeacherError,
     ReaderError,
     RequestRefused,
@@ -31,12 +32,15 @@ from edl.errors import (
     TeacherTimeout,
     TeacherUnavailable,
 )
-from edl.serving.client import TeacherClient
 from edl.serving.description import Description
+from edl.serving.entry import Client
 
 logger = logging.getLogger(__name__)
 
 Batch = Union[SampleBatch, ArrayBatch]
+
+#: Answers that say that the connection is of no more use.
+_LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDenied)
 
 _TICK = 0.05
 _COMPLAIN_EVERY = 5.0
@@ -56,6 +60,7 @@ class SessionConfig:
     fallback: Optional[Description] = None
     limits: Limits = field(default_factory=Limits)
     no_teacher_timeout: float = 600.0
+    token: str = ""
 
 
 @dataclass
@@ -260,6 +265,8 @@ class Session:
         with self._lock:
             self._found = found
             self._heard_of_teachers = True
+            for endpoint, link in self._links.items():
+                link.registered = found.get(endpoint, link.registered)
             self._choose_teachers()
 
     def _choose_teachers(self) -> None:
@@ -286,7 +293,16 @@ class Session:
                 link.condition.notify()
                 return link
         config = self._config
-        link = TeacherLink(self, endpoint, config.ins, config.predicts, config.fallback, self._lock)
+        link = TeacherLink(
+            self,
+            endpoint,
+            self._found.get(endpoint, ""),
+            config.token,
+            config.ins,
+            config.predicts,
+            config.fallback,
+            self._lock,
+        )
         link.start()
         return link
 
@@ -311,7 +327,7 @@ class Session:
             logger.info("teacher %s is connected", link.endpoint)
             self._wake()
 
-    def link_down(self, link: TeacherLink, client: Optional[TeacherClient], reason: str) -> None:
+    def link_down(self, link: TeacherLink, client: Optional[Client], reason: str) -> None:
         """See Desk."""
         with self._lock:
             if client is not None and link.client is not client:
@@ -335,9 +351,7 @@ class Session:
         link.condition.notify()
         self._wake()
 
-    def wait_for_task(
-        self, link: TeacherLink, client: TeacherClient
-    ) -> Optional[tuple[Task, Columns]]:
+    def wait_for_task(self, link: TeacherLink, client: Client) -> Optional[tuple[Task, Columns]]:
         """See Desk."""
         with self._lock:
             while link.client is client and not self._closed and not link.stopped:
@@ -356,16 +370,14 @@ class Session:
                     self._idle.pop(link.endpoint, None)
             return None
 
-    def answered(
-        self, link: TeacherLink, client: TeacherClient, task: Task, answer: Answer
-    ) -> None:
+    def answered(self, link: TeacherLink, client: Client, task: Task, answer: Answer) -> None:
         """See Desk."""
         name = link.endpoint
         problem = ""
         if isinstance(answer, dict):
             assert link.plan is not None
             problem = link.plan.check(answer, task.stop - task.start)
-        elif isinstance(answer, (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError)):
+        elif isinstance(answer, _LOST):
             self.link_down(link, client, answer.message)
             return
         with self._lock:

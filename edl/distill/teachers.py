@@ -9,6 +9,7 @@ from typing import Callable, Optional, Union
 
 from edl.errors import ConfigError
 from edl.serving.client import parse_endpoint
+from edl.serving.entry import PROTOCOLS, Entry
 
 #: Endpoint to the value of its registry entry (empty for fixed teachers).
 Found = Mapping[str, str]
@@ -17,17 +18,17 @@ OnFound = Callable[[Found], None]
 
 @dataclass(frozen=True)
 class FixedTeachers:
-    """A list of endpoints that does not change."""
+    """Teachers that do not change: pairs of an endpoint and what an entry would say of it."""
 
-    endpoints: tuple[str, ...]
+    entries: tuple[tuple[str, str], ...]
 
     def watch(self, on_found: OnFound) -> Callable[[], None]:
         """Report the teachers; returns what ends the watch."""
-        on_found(dict.fromkeys(self.endpoints, ""))
+        on_found(dict(self.entries))
         return lambda: None
 
     def __str__(self) -> str:
-        return "teachers " + ", ".join(self.endpoints)
+        return "teachers " + ", ".join(endpoint for endpoint, _ in self.entries)
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,23 @@ Teachers = Union[FixedTeachers, ServiceTeachers]
 
 
 def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
-    """A list of ``host:port``, or a comma-separated string. Raises ConfigError."""
-    endpoints = _items(teachers)
-    if not endpoints:
-        raise ConfigError("the list of teachers is empty")
-    for endpoint in endpoints:
+    """A list of ``host:port``, or a comma-separated string; ``pipeline://host:port`` is a Python
+    pipeline of Paddle Serving. Raises ConfigError.
+    """
+    entries: dict[str, str] = {}
+    for item in _items(teachers):
+        protocol, _, endpoint = item.rpartition("://")
+        if protocol not in ("", *PROTOCOLS):
+            known = ", ".join(f"{name}://" for name in PROTOCOLS)
+            raise ConfigError(f"teacher {item!r}: {protocol}:// is not one of {known}")
         try:
             parse_endpoint(endpoint)
         except ValueError as error:
             raise ConfigError(f"teacher: {error}") from error
-    return FixedTeachers(tuple(dict.fromkeys(endpoints)))
+        entries.setdefault(endpoint, Entry(protocol).to_json() if protocol else "")
+    if not entries:
+        raise ConfigError("the list of teachers is empty")
+    return FixedTeachers(tuple(entries.items()))
 
 
 def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTeachers:

@@ -22,6 +22,7 @@ from typing import Callable, Optional, Union
 import numpy as np
 
 from edl.errors import (
+    AccessDenied,
     RequestRefused,
     TeacherConnectionLost,
     TeacherError,
@@ -50,7 +51,8 @@ _INBOX_SIZE = 64 << 10
 
 
 class TeacherClient:
-    """One TCP connection to a teacher. Safe to use from several threads.
+    """One TCP connection to a teacher. Safe to use from several threads. ``token``: what the
+    teacher wants to be shown.
 
     Raises from the constructor: TeacherUnreachable. After the connection has broken every
     request in flight is answered with TeacherConnectionLost, and so is every later one.
@@ -62,8 +64,10 @@ class TeacherClient:
         connect_timeout: float = 3.0,
         send_timeout: float = 60.0,
         max_answer_bytes: int = frame.MAX_BODY_SIZE,
+        token: str = "",
     ) -> None:
         self.endpoint = endpoint
+        self._credential = token.encode()
         self._max_answer_bytes = max_answer_bytes
         self._socket = connect(endpoint, connect_timeout, send_timeout)
         self._inbox = _Inbox(self._socket)
@@ -158,7 +162,7 @@ class TeacherClient:
         if broken is not None:
             on_answer(broken)
             return correlation_id
-        meta = frame.RequestMeta(service, method, correlation_id)
+        meta = frame.RequestMeta(service, method, correlation_id, authentication=self._credential)
         try:
             buffers = frame.encode_frame(meta, payload)
             with self._send_lock:
@@ -235,7 +239,9 @@ def error_for(endpoint: str, code: int, message: str) -> TeacherError:
     message = message or f"error {code}"
     if code in (frame.ELOGOFF, frame.ELIMIT):
         return TeacherUnavailable(endpoint, message)
-    if code in (frame.ENOSERVICE, frame.ENOMETHOD, frame.EREQUEST, frame.ERPCAUTH):
+    if code == frame.ERPCAUTH:
+        return AccessDenied(endpoint, message)
+    if code in (frame.ENOSERVICE, frame.ENOMETHOD, frame.EREQUEST):
         return RequestRefused(endpoint, message)
     return TeacherFailed(endpoint, message)
 

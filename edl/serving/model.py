@@ -1,9 +1,10 @@
 """Finding the files of an inference model. No Paddle is imported here.
 
 A model is ``NAME.json`` (or ``NAME.pdmodel``, or ``__model__``) with ``NAME.pdiparams`` (or
-``__params__``). A ``.json`` program without parameters has no second file. With
-``serving_server_conf.prototxt`` beside it, it is a model in Paddle Serving's format, and the names
-that users say (aliases) are taken from there.
+``__params__``; Paddle Serving's ``save_model`` writes ``model.pdmodel`` with ``params.pdiparams``).
+A ``.json`` program without parameters has no second file. With ``serving_server_conf.prototxt``
+beside it, it is a model in Paddle Serving's format, and the names that users say (aliases) are
+taken from there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Optional
 from edl.errors import ModelError
 from edl.serving.prototxt import SERVER_CONF
 
+#: Where Paddle Serving's tools put the model, beside ``serving_client``.
+SERVER_DIRECTORY = "serving_server"
+
 _PROGRAM_SUFFIXES = (".json", ".pdmodel")
 _PARAMS_SUFFIX = ".pdiparams"
+_OFFICIAL_PARAMS = "params.pdiparams"
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,13 @@ class ModelFiles:
 
 
 def find_model(path: Path) -> ModelFiles:
-    """The model in the directory ``path``, or with the prefix ``path`` (``dir/name``).
+    """The model in the directory ``path`` (or its ``serving_server``), or with the prefix ``path``
+    (``dir/name``).
 
     Raises ModelError, with what was found instead, if there is none or more than one.
     """
     if path.is_dir():
-        candidates = _models_in(path)
+        candidates = _models_in(path) or _models_in(path / SERVER_DIRECTORY)
     else:
         prefix = path.with_suffix("") if path.suffix in _PROGRAM_SUFFIXES else path
         candidates = [
@@ -62,6 +68,8 @@ def _models_in(directory: Path) -> list[tuple[Path, Optional[Path]]]:
     for suffix in _PROGRAM_SUFFIXES:
         for program in sorted(directory.glob(f"*{suffix}")):
             params = program.with_suffix(_PARAMS_SUFFIX)
+            if not params.is_file():
+                params = directory / _OFFICIAL_PARAMS
             if params.is_file():
                 models.append((program, params))
             elif suffix == ".json" and _is_program(program):

@@ -65,13 +65,16 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def write_config(path: Path, config: ModelConfig) -> None:
-    """Write ``config`` the way Paddle Serving's ``save_model`` does."""
+    """Write ``config`` the way Paddle Serving's ``save_model`` does: as text, and as bytes
+    beside it (``.stream.prototxt``).
+    """
     message = _message_class()()
     for variable in config.feeds:
         _fill(message.feed_var.add(), variable, "feed_type")
     for variable in config.fetches:
         _fill(message.fetch_var.add(), variable, "fetch_type")
     path.write_text(text_format.MessageToString(message))
+    path.with_suffix(".stream.prototxt").write_bytes(message.SerializeToString())
 
 
 def _variable(item: Any, elem_type: int) -> Variable:
@@ -84,7 +87,7 @@ def _fill(item: Any, variable: Variable, type_field: str) -> None:
     item.name, item.alias_name, item.is_lod_tensor = variable.name, variable.alias, False
     dtype = variable.spec.dtype
     setattr(item, type_field, STRING if dtype == "str" else elem_type_of(np.dtype(dtype)))
-    item.shape.extend(variable.spec.shape)
+    item.shape.extend(size for size in variable.spec.shape if size >= 0)  # as save_model does
 
 
 @functools.cache

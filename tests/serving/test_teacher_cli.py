@@ -45,7 +45,7 @@ def test_an_exported_layer_is_served_under_the_names_it_was_given(paddle_model):
 
 
 def test_a_model_without_prototxt_is_served_under_its_own_names(paddle_model, tmp_path):
-    for path in paddle_model.glob("model.*"):
+    for path in (paddle_model / "serving_server").glob("model.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with Teacher("--model", tmp_path) as teacher, TeacherClient(teacher.endpoint) as client:
         outputs = client.infer({"img": X})

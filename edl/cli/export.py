@@ -1,0 +1,95 @@
+"""``edl export``: write a model as Paddle Serving's two directories."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from edl.errors import ConfigError
+
+
+@click.command()
+@click.option("--model", help="An inference model: a directory or DIR/NAME prefix.")
+@click.option("--layer", help="MODULE:FACTORY of a paddle.nn.Layer, instead of --model.")
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The layer's parameters: what paddle.save(layer.state_dict(), FILE) wrote.",
+)
+@click.option(
+    "--feed",
+    "feeds",
+    multiple=True,
+    metavar="NAME[:DTYPE:SHAPE]",
+    help="A name for each input, in order; with a layer also its kind, as in "
+    "img:float32:3,224,224 (no batch dimension).",
+)
+@click.option("--fetch", "fetches", multiple=True, help="A name for each output, in order.")
+@click.option("--pdmodel", is_flag=True, help="A program of Paddle 2, for Paddle Serving 0.9.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where serving_server and serving_client go.",
+)
+def command(
+    model: Optional[str],
+    layer: Optional[str],
+    weights: Optional[Path],
+    feeds: tuple[str, ...],
+    fetches: tuple[str, ...],
+    pdmodel: bool,
+    out: Path,
+) -> None:
+    """Write a model as Paddle Serving's two directories, with the names that students say.
+
+    `edl teacher --model OUT` hosts it; so do Paddle Serving's own servers, if it is a .pdmodel.
+    """
+    if bool(model) == bool(layer):
+        raise click.UsageError("name an inference model with --model, or a layer with --layer")
+    if layer:
+        if not feeds or not fetches:
+            raise click.UsageError("a layer needs --feed NAME:DTYPE:SHAPE and --fetch NAME")
+        from edl.serving.export import export_model
+
+        specs = dict(_spec(feed) for feed in feeds)
+        files = export_model(_make(layer, weights), out, specs, fetches, pdmodel=pdmodel)
+    else:
+        if weights or pdmodel:
+            raise click.UsageError("--weights and --pdmodel go with --layer")
+        from edl.serving.export import export_inference_model
+
+        assert model is not None
+        files = export_inference_model(model, out, list(feeds) or None, list(fetches) or None)
+    click.echo(f"exported {files.program}")
+
+
+def _make(target: str, weights: Optional[Path]) -> Any:
+    from edl.serving._paddle import import_paddle
+
+    paddle = import_paddle("exporting a model")
+    module_name, _, attribute = target.partition(":")
+    try:
+        layer = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"cannot make a layer from {target!r}: {error}") from error
+    if weights is not None:
+        state = paddle.load(str(weights))
+        missing, unexpected = layer.set_state_dict(state)
+        if missing or unexpected:
+            raise ConfigError(
+                f"{weights} does not fit {target}: missing {', '.join(missing) or 'nothing'}, "
+                f"unexpected {', '.join(unexpected) or 'nothing'}"
+            )
+    return layer
+
+
+def _spec(feed: str) -> tuple[str, tuple[list[int], str]]:
+    try:
+        name, dtype, shape = feed.split(":")
+        return name, ([int(size) for size in shape.split(",") if size.strip()], dtype)
+    except ValueError:
+        raise click.UsageError(f"--feed {feed!r} is not NAME:DTYPE:SHAPE") from None

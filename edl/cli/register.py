@@ -1,0 +1,184 @@
+"""``edl register``: keep servers in the registry for as long as they are healthy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+if TYPE_CHECKING:
+    from edl.discovery import Registration
+    from edl.serving.entry import Entry
+    from edl.serving.health import HealthWatch
+
+logger = logging.getLogger(__name__)
+
+_COMPLAIN_EVERY = 5.0
+
+
+@click.command()
+@click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
+@click.option("--service", required=True, help="Service name to register under.")
+@click.option(
+    "--server",
+    "servers",
+    required=True,
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A server to check and to register; may be given several times.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST",
+    help="Host that students reach the servers at, if not the one that is checked.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["baidu_std", "pipeline"]),
+    default="baidu_std",
+    show_default=True,
+    help="What it speaks: brpc (edl teacher, Paddle Serving in C++), or a Python pipeline's gRPC.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["tensors", "key_value"]),
+    default="tensors",
+    show_default=True,
+    help="How arrays travel to a pipeline.",
+)
+@click.option(
+    "--conf",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="serving_client_conf.prototxt of a server that does not say what it serves (Paddle "
+    "Serving); without it, students need the file.",
+)
+@click.option("--probe", is_flag=True, help="Healthy means: it computes a row of zeros.")
+@click.option("--interval", default=2.0, show_default=True, help="Seconds between checks.")
+@click.option("--timeout", default=5.0, show_default=True, help="Seconds a check may take.")
+@click.option(
+    "--failures", default=2, show_default=True, help="Bad checks in a row until it is taken out."
+)
+@click.option("--ttl", default=10, show_default=True, help="Seconds an entry outlives a registrar.")
+@click.option("--token", envvar="EDL_TOKEN", help="What the servers want to be shown.")
+def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) -> None:
+    """Keep servers in the registry for as long as they are healthy.
+
+    For servers that do not register themselves: a real Paddle Serving, with this beside it. Waits
+    for a server to become healthy, puts it in, takes it out when it is not healthy, and puts it
+    back when it recovers. An entry that another registrar made is left alone; this one takes over
+    when it is gone. Runs until Ctrl-C or SIGTERM, and takes its entries out.
+    """
+    from edl.errors import ConfigError
+    from edl.serving.client import parse_endpoint
+
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    entry = _entry(options)
+    registrars = []
+    for server in servers:
+        try:
+            _, port = parse_endpoint(server)
+        except ValueError as error:
+            raise ConfigError(f"--server: {error}") from error
+        registered = f"{advertise}:{port}" if advertise else server
+        registrars.append(_Registrar(server, registered, entry, options, stop))
+    for registrar in registrars:
+        registrar.start()
+    for registrar in registrars:
+        registrar.join()
+
+
+def _entry(options: dict[str, Any]) -> Entry:
+    from edl.serving.entry import Entry
+
+    description = None
+    if options["conf"]:
+        from edl.serving.prototxt import read_config
+
+        description = read_config(options["conf"]).describe()
+    extra = {"hostname": socket.gethostname(), "registrar": os.getpid()}
+    return Entry(options["protocol"], options["form"], description, extra)
+
+
+class _Registrar(threading.Thread):
+    """Watches and registers one server until ``stop`` is set."""
+
+    def __init__(
+        self,
+        server: str,
+        registered: str,
+        entry: Entry,
+        options: dict[str, Any],
+        stop: threading.Event,
+    ) -> None:
+        super().__init__(name=f"edl-registrar-{server}", daemon=True)
+        self._server = server
+        self._registered = registered
+        self._entry = entry
+        self._options = options
+        self._stop_event = stop
+
+    def run(self) -> None:
+        """Wait until the server is healthy, then keep it registered."""
+        from edl.serving.health import HealthWatch
+
+        options = self._options
+        names = ("probe", "interval", "timeout", "failures")
+        watch = HealthWatch(
+            self._server,
+            self._entry,
+            token=options["token"] or "",
+            **{name: options[name] for name in names},
+        )
+        watch.start()
+        if self._wait_for(watch):
+            registration = self._register(watch)
+            self._stop_event.wait()
+            registration.stop()
+        watch.stop()
+
+    def _wait_for(self, watch: HealthWatch) -> bool:
+        """Wait until the server is healthy; false if that is not to be waited for any more."""
+        complain_at = time.monotonic() + _COMPLAIN_EVERY
+        while not watch.healthy:
+            if self._stop_event.wait(0.05):
+                return False
+            if time.monotonic() >= complain_at:
+                complain_at += _COMPLAIN_EVERY
+                logger.warning("waiting for %s: %s", self._server, watch.problem)
+        return True
+
+    def _register(self, watch: HealthWatch) -> Registration:
+        from edl.discovery import Etcd, Registration
+        from edl.errors import TeacherError
+        from edl.serving.health import learn
+
+        options = self._options
+        try:
+            entry = learn(self._server, self._entry, options["token"] or "", options["timeout"])
+        except TeacherError:  # it has just gone again; what was said of it is enough
+            entry = self._entry
+        registration = Registration(
+            Etcd(options["etcd"]),
+            options["service"],
+            self._registered,
+            entry.to_json(),
+            ttl=options["ttl"],
+            healthy=lambda: watch.healthy,
+        )
+        threading.Thread(target=self._announce, args=(registration,), daemon=True).start()
+        return registration
+
+    def _announce(self, registration: Registration) -> None:
+        registration.start(patience=math.inf)
+        if not self._stop_event.is_set():
+            click.echo(f"registered {self._registered} as {self._options['service']}")
