@@ -169,8 +169,7 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
             stack.enter_context(paddle.static.scope_guard(paddle.static.Scope()))
             executor = paddle.static.Executor(paddle.CPUPlace())
             prefix, names = files.program.with_suffix(""), {}
-            if files.program.name == "__model__":
-                assert files.params is not None
+            if files.params is not None and files.params.stem != files.program.stem:
                 prefix = files.program.parent
                 names = {"model_filename": files.program.name, "params_filename": files.params.name}
             program, feed_names, fetch_vars = paddle.static.load_inference_model(

@@ -56,6 +56,23 @@ class Teacher:
         self.close()
 
 
+class Registrar:
+    """``edl register`` with the given arguments."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edl.cli.main", "register", *map(str, arguments)], cwd=ROOT
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == 0
+
+
 def python_teacher(name="Sums", *arguments, **options):
     return Teacher("--python", f"tests.support.predictors:{name}", *arguments, **options)
 

@@ -1,0 +1,125 @@
+"""With a real Paddle Serving 0.9.0: its clients and our teacher, its servers and our reader."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from edl.discovery import list_nodes
+from edl.distill import DistillReader
+from edl.errors import ReaderError, RequestRefused
+from edl.serving import Description, TensorSpec, export_model
+from edl.serving.entry import Entry
+from edl.serving.pipeline_client import PipelineClient
+from tests.support import paddle_serving
+from tests.support.paddle_serving import Pipeline, needs_paddle_serving
+from tests.support.processes import Registrar, Teacher, eventually
+
+pytestmark = [pytest.mark.slow, needs_paddle_serving]
+
+WEB_SERVICE = "demos/paddle_serving/web_service.py"
+STOCK = "tests/support/stock_web_service.py"
+DESCRIPTION = Description(
+    {"img": TensorSpec((3, 2, 2), "float32")}, {"prob": TensorSpec((5,), "float32")}
+)
+IMAGES = np.random.default_rng(0).random((7, 3, 2, 2), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with serving_server and serving_client, and the network that is in it."""
+    paddle = pytest.importorskip("paddle")
+    net = paddle.nn.Sequential(
+        paddle.nn.Flatten(), paddle.nn.Linear(12, 5), paddle.nn.Softmax(axis=-1)
+    )
+    directory = tmp_path_factory.mktemp("serving")
+    export_model(net, directory, {"img": ((3, 2, 2), "float32")}, ["prob"], pdmodel=True)
+    return directory, lambda images: net(paddle.to_tensor(images)).numpy()
+
+
+def test_the_official_http_client_gets_its_answers_from_our_teacher(paddle_model):
+    with Teacher("--model", paddle_model) as teacher:
+        conf = paddle_model / "serving_client"
+        results = paddle_serving.run("official_http_client.py", teacher.endpoint, conf)
+    img = np.arange(600, dtype="f4").reshape(200, 3) / 8
+    for name in ("protobuf", "protobuf gzip", "json", "json gzip"):
+        assert np.allclose(results[name]["twice"], 2 * img + 1), name
+        assert np.allclose(results[name]["total"], img.sum(axis=1, keepdims=True)), name
+        assert list(results[name]) == ["total", "twice"], "in the order that was asked for"
+    assert sorted(results["unknown fetches are dropped by the client"]) == ["total", "twice"]
+    assert results["wrong shape"] is None, "what the client makes of an error"
+
+
+def test_our_teacher_hosts_what_the_official_tool_writes(tmp_path):
+    outputs = paddle_serving.run("official_save_model.py", tmp_path)
+    x = np.arange(6, dtype="f4").reshape(2, 3)
+    for directory in (tmp_path, tmp_path / "serving_server"):
+        with Teacher("--model", directory) as teacher, Entry().connect(teacher.endpoint) as client:
+            assert np.allclose(client.infer({"img": x})["prob"], outputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["tensors", "key_value"])
+def test_our_web_service_answers_both_forms_of_requests(model, form, tmp_path):
+    directory, forward = model
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        with PipelineClient(pipeline.endpoint, DESCRIPTION, form) as client:
+            outputs = client.infer({"img": IMAGES}, ["prob"])
+            assert np.allclose(outputs["prob"], forward(IMAGES), atol=1e-6)
+            with pytest.raises(RequestRefused, match="invalid arg"):
+                client.infer({"image": IMAGES})
+
+
+def test_a_stock_web_service_is_a_teacher_too(model, tmp_path):
+    directory, forward = model
+    arguments = (directory / "serving_server", tmp_path, "--fetch", "prob")
+    with Pipeline(STOCK, *arguments) as pipeline:
+        with PipelineClient(pipeline.endpoint, DESCRIPTION) as client:
+            outputs = client.infer({"img": IMAGES}, ["prob"])
+    assert outputs["prob"].dtype == np.float32
+    assert np.allclose(outputs["prob"], forward(IMAGES), atol=1e-6)
+
+
+def test_a_student_reads_through_a_registered_pipeline_that_comes_and_goes(
+    model, tmp_path, etcd_server, etcd, service
+):
+    directory, forward = model
+    conf = directory / "serving_client" / "serving_client_conf.prototxt"
+    where = ("--etcd", etcd_server.endpoint, "--service", service)
+    images = np.random.default_rng(1).random((60, 4, 3, 2, 2), dtype=np.float32)
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        options = ("--protocol", "pipeline", "--conf", conf, "--probe", "--interval", 0.2)
+        with Registrar(*where, "--server", pipeline.endpoint, *options, "--timeout", 2):
+            eventually(lambda: list_nodes(etcd, service)[0].keys() == {pipeline.endpoint}, 20)
+            with DistillReader(
+                ["img"],
+                ["prob"],
+                source=[(batch,) for batch in images],
+                teachers=f"etcd://{etcd_server.endpoint}/{service}",
+                teacher_batch_size=3,
+            ) as reader:
+                for number, (batch, (img, prob)) in enumerate(zip(images, reader)):
+                    assert img is batch or (img == batch).all()
+                    assert np.allclose(prob, forward(batch), atol=1e-6)
+                    if number == 20:
+                        pipeline.signal(signal.SIGSTOP)
+                        eventually(lambda: list_nodes(etcd, service)[0] == {}, 20)
+                        pipeline.signal(signal.SIGCONT)
+                assert number == 59
+            eventually(lambda: list_nodes(etcd, service)[0].keys() == {pipeline.endpoint}, 20)
+        assert list_nodes(etcd, service)[0] == {}, "the registrar takes its entry out"
+
+
+def test_a_fixed_pipeline_needs_the_conf_file(model, tmp_path):
+    directory, forward = model
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        reader = DistillReader(
+            ["img"], ["prob"], source=[(IMAGES,)], teachers=f"pipeline://{pipeline.endpoint}"
+        )
+        with pytest.raises(ReaderError, match="set_serving_conf_file"):
+            list(reader)
+        reader.set_serving_conf_file(
+            str(directory / "serving_client" / "serving_client_conf.prototxt")
+        )
+        ((_, prob),) = reader
+        reader.close()
+    assert np.allclose(prob, forward(IMAGES), atol=1e-6)
