@@ -84,5 +84,6 @@ class Arena:
 
     def close(self) -> None:
         """Close the fd; the mapping goes when the last array that views it does."""
-        os.close(self.fd)
-        self._view.release()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

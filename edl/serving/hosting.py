@@ -10,10 +10,11 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from edl.errors import ConfigError, ModelError
+from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.arena import Arena
 from edl.serving.description import Description, TensorSpec
 from edl.serving.server import ServerOptions, TeacherServer
+from edl.serving.tensor import elem_type_of
 from edl.serving.workers import Worker, WorkerThread
 
 Specs = Mapping[str, tuple[Sequence[int], str]]
@@ -126,7 +127,11 @@ def serve(
 
 
 def _specs(specs: Specs) -> dict[str, TensorSpec]:
-    return {
-        name: TensorSpec(tuple(shape), np.dtype(dtype).name if dtype != "str" else "str")
-        for name, (shape, dtype) in specs.items()
-    }
+    result = {}
+    for name, (shape, dtype) in specs.items():
+        try:
+            elem_type_of(np.dtype(dtype))
+        except (WireError, TypeError) as error:
+            raise ConfigError(f"dtype {dtype!r} of {name!r}: {error}") from error
+        result[name] = TensorSpec(tuple(shape), "str" if dtype == "str" else np.dtype(dtype).name)
+    return result

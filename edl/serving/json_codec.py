@@ -83,8 +83,8 @@ def _decode_tensor(tensor: Mapping[str, Any]) -> np.ndarray:
     present = [key for key in (*_FIELDS.values(), _CONTENT) if tensor.get(key)]
     if present not in ([], [field], [_CONTENT]):
         raise WireError(f"data of element type {elem_type} belongs in '{field}', not in {present}")
-    if present == [_CONTENT]:
-        flat = _from_base64(tensor[_CONTENT], dtype)
+    if _CONTENT in (field, *present):
+        flat = _from_base64(tensor.get(_CONTENT, ""), dtype)
     else:
         flat = _from_list(tensor.get(field) or [], dtype, field)
     if flat.size != math.prod(shape):

@@ -87,7 +87,7 @@ def _fill(item: Any, variable: Variable, type_field: str) -> None:
     item.name, item.alias_name, item.is_lod_tensor = variable.name, variable.alias, False
     dtype = variable.spec.dtype
     setattr(item, type_field, STRING if dtype == "str" else elem_type_of(np.dtype(dtype)))
-    item.shape.extend(size for size in variable.spec.shape if size >= 0)  # as save_model does
+    item.shape.extend(variable.spec.shape)
 
 
 @functools.cache

@@ -138,7 +138,10 @@ class TeacherServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in list(self._streams):  # whose task had not even begun
+            stream.close()
         await self._engine.stop()
+        self._inputs.close()
 
     def _stop_listening(self) -> None:
         if self._accepting:
@@ -161,10 +164,13 @@ class TeacherServer:
                 continue
             stream = Stream(sock, f"{address[0]}:{address[1]}", self._options.limits.patience)
             if self._make_room():
+                self._streams.add(stream)
+                self._newcomers[stream] = None
                 self._spawn(self._serve(stream))
             else:
                 stream.close()
                 self._reject(f"{stream.peer}: {len(self._streams)} connections are open already")
+            await asyncio.sleep(0)  # a flood of connections must not keep the loop from the others
 
     def _make_room(self) -> bool:
         """Whether one more connection can be had, if need be in place of the oldest newcomer."""
@@ -188,8 +194,6 @@ class TeacherServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, stream: Stream) -> None:
-        self._streams.add(stream)
-        self._newcomers[stream] = None
         stream.trusted = not self._service.needs_token
         try:
             await self._serve_by_protocol(stream)

@@ -146,7 +146,7 @@ class WorkerProcess:
             process.kill()
             process.wait()
         if self._outputs is not None:
-            os.close(self._outputs.fd)  # replies that still view the mapping keep it alive
+            self._outputs.close()  # replies that still view the mapping keep it alive
             self._outputs = None
 
     async def _call(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ def values(answer):
     """The numbers in an answer: a protobuf message, or JSON."""
     if answer is None:
         return None
-    tensors = answer["outputs"][0]["tensor"] if isinstance(answer, dict) else answer.outputs[0].tensor
+    tensors = (
+        answer["outputs"][0]["tensor"] if isinstance(answer, dict) else answer.outputs[0].tensor
+    )
     result = {}
     for tensor in tensors:
         get = tensor.__getitem__ if isinstance(tensor, dict) else lambda key: getattr(tensor, key)

@@ -44,7 +44,11 @@ def main():
     executor.run(paddle.static.default_startup_program())
     program = paddle.static.default_main_program()
     save_model(
-        f"{directory}/serving_server", f"{directory}/serving_client", {"img": x}, {"prob": y}, program
+        f"{directory}/serving_server",
+        f"{directory}/serving_client",
+        {"img": x},
+        {"prob": y},
+        program,
     )
     data = np.arange(6, dtype="float32").reshape(2, 3)
     (outputs,) = executor.run(program, {"x": data}, [y])

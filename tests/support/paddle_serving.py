@@ -23,7 +23,13 @@ needs_paddle_serving = pytest.mark.skipif(
 def run(script, *arguments, timeout=100):
     """Run a script of tests/support with Paddle Serving's Python; the JSON on its last line."""
     result = subprocess.run(
-        [VENV / "bin/python", "-W", "ignore", ROOT / "tests/support" / script, *map(str, arguments)],
+        [
+            VENV / "bin/python",
+            "-W",
+            "ignore",
+            ROOT / "tests/support" / script,
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -50,6 +50,13 @@ class Fragile(Sums):
         return outputs
 
 
+class Slow(Sums):
+    """Takes a while to load."""
+
+    def __init__(self):
+        time.sleep(1.5)
+
+
 class Broken(Sums):
     """Cannot be made."""
 

@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[2]
 class Teacher:
     """``edl teacher`` with the given arguments. ``endpoint`` is set once it is ready."""
 
-    def __init__(self, *arguments, delay=0.0, wait=True):
+    def __init__(self, *arguments, delay=0.0, wait=True, port=0):
         environment = {**os.environ, "EDL_TEST_DELAY": str(delay)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edl.cli.main", "-v", "teacher", *map(str, arguments)],
+            [sys.executable, "-m", "edl.cli.main", "-v", "teacher", "--port", str(port)]
+            + [*map(str, arguments)],
             stdout=subprocess.PIPE,
             cwd=ROOT,
             env=environment,

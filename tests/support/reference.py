@@ -28,6 +28,19 @@ _MESSAGES = {
         "1* Tensor tensor, 2* string fetch_var_names, 3 bool profile_server, 4 uint64 log_id"
     ),
     "ModelOutput": "1* Tensor tensor, 2 string engine_name",
+    "PipelineTensor": (
+        "1* int64 int64_data, 2* float float_data, 3* int32 int_data, 4* double float64_data, "
+        "5* uint32 uint32_data, 6* bool bool_data, 9* string str_data, 10 bytes byte_data, "
+        "20 int32 elem_type, 21* int32 shape, 22* int32 lod, 23 string name"
+    ),
+    "PipelineRequest": (
+        "1* string key, 2* string value, 3* PipelineTensor tensors, 4 string name, "
+        "5 string method, 6 int64 logid, 7 string clientip"
+    ),
+    "PipelineResponse": (
+        "1 int32 err_no, 2 string err_msg, 3* string key, 4* string value, "
+        "5* PipelineTensor tensors"
+    ),
     "Response": (
         "1* ModelOutput outputs, 2* int64 profile_time, 3 bool profile_server, 4 uint64 log_id, "
         "5 int32 err_no, 6 string err_msg"
@@ -57,4 +70,12 @@ def _build():
     ]
 
 
-TENSOR, Request, ModelOutput, Response = _build()
+(
+    TENSOR,
+    Request,
+    ModelOutput,
+    PipelineTensor,
+    PipelineRequest,
+    PipelineResponse,
+    Response,
+) = _build()
