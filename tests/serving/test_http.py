@@ -257,7 +257,7 @@ def test_slow_heads_and_bodies_and_silence_are_cut_off():
             b"",
             b"GET /hea",
             b"GET /healthz HTTP/1.1\r\n",
-            b"POST /GeneralModelService/inference HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na",
+            f"POST {INFERENCE} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na".encode(),
             b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
             b"PRPC\0\0\0\x20\0\0\0\x10",
         ):

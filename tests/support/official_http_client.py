@@ -14,14 +14,17 @@ def values(answer):
     """The numbers in an answer: a protobuf message, or JSON."""
     if answer is None:
         return None
-    tensors = (
-        answer["outputs"][0]["tensor"] if isinstance(answer, dict) else answer.outputs[0].tensor
-    )
-    result = {}
-    for tensor in tensors:
-        get = tensor.__getitem__ if isinstance(tensor, dict) else lambda key: getattr(tensor, key)
-        result[get("alias_name")] = np.array(get("float_data")).reshape(get("shape")).tolist()
-    return result
+    if isinstance(answer, dict):
+        tensors = answer["outputs"][0]["tensor"]
+    else:
+        fields = ("alias_name", "float_data", "shape")
+        tensors = [
+            {name: getattr(tensor, name) for name in fields} for tensor in answer.outputs[0].tensor
+        ]
+    return {
+        tensor["alias_name"]: np.array(tensor["float_data"]).reshape(tensor["shape"]).tolist()
+        for tensor in tensors
+    }
 
 
 def main():
