@@ -20,6 +20,21 @@ from edl.serving.messages import encode_response
 
 RAW = b"RAWB"
 
+#: Soft labels for a batch.
+LABELS = np.random.default_rng(0).random((32, 1000), dtype=np.float32)
+
+
+class Nothing:
+    """A predictor that does nothing, for ``edl teacher --python _nothing:Nothing``."""
+
+    description = Description(
+        {"img": TensorSpec((-1, -1, -1), "float32")}, {"prob": TensorSpec((1000,), "float32")}
+    )
+
+    def run(self, feeds: dict, fetches: list) -> dict:
+        """The labels, whatever the images."""
+        return {"prob": LABELS[: len(feeds["img"])]}
+
 
 class Peer:
     """One peer process. ``delay``: seconds a request takes, as if it were computed elsewhere."""
