@@ -6,6 +6,7 @@ Tensors do not pass here: a message says where in an arena they are.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,8 @@ def tensor_ref(offset: int, array: np.ndarray) -> list[Any]:
 def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     """The array that a message speaks of, as a view of the arena."""
     offset, dtype, shape = ref
-    flat_size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return np.frombuffer(arena.view(offset, flat_size), dtype).reshape(shape)
+    kind = np.dtype(dtype)
+    return np.frombuffer(arena.view(offset, math.prod(shape) * kind.itemsize), kind).reshape(shape)
 
 
 def gather(inputs: Arena, requests: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, np.ndarray]:

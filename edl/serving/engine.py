@@ -84,7 +84,7 @@ class Engine:
         run_timeout: float,
     ) -> None:
         self._inputs = inputs
-        self._base = np.frombuffer(inputs.view(0, 1), np.uint8).ctypes.data
+        self._base = _address(np.frombuffer(inputs.view(0, 1), np.uint8))
         self._allocator = Allocator(inputs.size)
         self._room_turn = asyncio.Lock()
         self._room = asyncio.Event()
@@ -197,7 +197,7 @@ class Engine:
 
     def _place(self, job: Job, array: np.ndarray) -> list[Any]:
         """Where ``array`` lies in the input arena; one that does not is copied there."""
-        offset = array.ctypes.data - self._base
+        offset = _address(array) - self._base
         if not 0 <= offset < self._inputs.size:
             array = array.astype(str) if array.dtype == object else array
             block = self._allocator.allocate(array.nbytes)
@@ -394,6 +394,10 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
         raise _refusal(f"feeds differ in their number of rows ({counts})")
     fetches = list(dict.fromkeys(request.fetches)) or list(description.fetches)
     return fetches, rows.pop()
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def _refusal(text: str) -> Refusal:

@@ -13,7 +13,7 @@ import numpy as np
 from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.arena import Arena
 from edl.serving.description import Description, TensorSpec
-from edl.serving.server import ServerOptions, TeacherServer
+from edl.serving.server import MakeWorkers, ServerOptions, TeacherServer
 from edl.serving.tensor import elem_type_of
 from edl.serving.workers import Worker, WorkerThread
 
@@ -56,19 +56,18 @@ class FunctionPredictor:
 class ServedTeacher:
     """A teacher server on a thread of this process. ``endpoint`` is its address."""
 
-    def __init__(self, server: TeacherServer, host: str) -> None:
-        self._server = server
+    def __init__(self, make_workers: MakeWorkers, options: ServerOptions) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="edl-teacher", daemon=True
         )
         self._thread.start()
         try:
-            self._call(server.start()).result()
+            self._server = self._call(_start(make_workers, options)).result()
         except BaseException:
             self._end()
             raise
-        self.endpoint = f"{host}:{server.port}"
+        self.endpoint = f"{options.host}:{self._server.port}"
 
     def close(self, patience: float = 30.0) -> None:
         """Answer what has been accepted, within ``patience`` seconds, and stop."""
@@ -123,7 +122,13 @@ def serve(
     def make_workers(inputs: Arena) -> list[Worker]:
         return [WorkerThread(predictor, inputs)]
 
-    return ServedTeacher(TeacherServer(make_workers, options), options.host)
+    return ServedTeacher(make_workers, options)
+
+
+async def _start(make_workers: MakeWorkers, options: ServerOptions) -> TeacherServer:
+    server = TeacherServer(make_workers, options)
+    await server.start()
+    return server
 
 
 def _specs(specs: Specs) -> dict[str, TensorSpec]:

@@ -222,3 +222,24 @@ def test_a_full_queue_says_busy_to_who_filled_it_and_serves_the_others():
             eventually(lambda: served and len(answers) == 20)
             assert isinstance(served[0], dict)
             assert sum(isinstance(answer, dict) for answer in answers) >= 8
+
+
+def test_students_share_a_teacher_however_much_each_of_them_queues():
+    order = []
+
+    def record(x):
+        time.sleep(0.002)
+        order.append(x[0, 0])
+        return x
+
+    with host(record, max_batch_rows=1) as teacher:
+        with TeacherClient(teacher.endpoint) as greedy, TeacherClient(teacher.endpoint) as modest:
+            answers = []
+            for _ in range(200):
+                greedy.submit({"x": np.zeros((1, 3), "f4")}, [], answers.append)
+            eventually(lambda: len(order) > 5)
+            for _ in range(20):
+                modest.submit({"x": np.ones((1, 3), "f4")}, [], answers.append)
+            eventually(lambda: len(answers) == 220)
+    first, last = order.index(1), len(order) - 1 - order[::-1].index(1)
+    assert last - first < 60, "20 requests of the one among as many of the other's"

@@ -50,6 +50,21 @@ class Fragile(Sums):
         return outputs
 
 
+class Hollow(Sums):
+    """Answers, but does not compute."""
+
+    description = Description(
+        {"img": TensorSpec((4,), "float32")}, {"prob": TensorSpec((2,), "float32")}
+    )
+    warmed_up = False
+
+    def run(self, feeds, fetches):
+        if self.warmed_up:
+            raise RuntimeError("hollow")
+        self.warmed_up = True
+        return super().run(feeds, fetches)
+
+
 class Slow(Sums):
     """Takes a while to load."""
 

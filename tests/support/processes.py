@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 class Teacher:
     """``edl teacher`` with the given arguments. ``endpoint`` is set once it is ready."""
 
-    def __init__(self, *arguments, delay=0.0, wait=True, port=0):
+    def __init__(self, *arguments, delay=0.0, wait=True, port=0, verbose=True):
         environment = {**os.environ, "EDL_TEST_DELAY": str(delay)}
+        command = [sys.executable, "-m", "edl.cli.main", *(["-v"] if verbose else []), "teacher"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edl.cli.main", "-v", "teacher", "--port", str(port)]
-            + [*map(str, arguments)],
+            [*command, "--port", str(port), *map(str, arguments)],
             stdout=subprocess.PIPE,
             cwd=ROOT,
             env=environment,

@@ -1,0 +1,155 @@
+"""``edl register`` with real servers, a real etcd, and real signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from edl.discovery import Registration, list_nodes
+from edl.distill import DistillReader
+from edl.serving.entry import Entry
+from tests.serving.test_teacher_cli import edl
+from tests.support.processes import ROOT, Registrar, eventually, python_teacher
+
+
+@pytest.fixture
+def where(etcd_server, service):
+    return ("--etcd", etcd_server.endpoint, "--service", service)
+
+
+def nodes(etcd, service):
+    return list_nodes(etcd, service)[0]
+
+
+FAST = ("--interval", 0.1, "--timeout", 1)
+
+
+def test_a_server_is_registered_with_what_it_serves_until_the_registrar_ends(where, etcd, service):
+    with python_teacher("Sums") as teacher:
+        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+            eventually(lambda: nodes(etcd, service))
+            ((endpoint, value),) = nodes(etcd, service).items()
+            entry = json.loads(value)
+            assert endpoint == teacher.endpoint
+            assert (entry["protocol"], entry["fetches"]["prob"]["shape"]) == ("baidu_std", [2])
+        assert nodes(etcd, service) == {}
+
+
+def test_it_waits_for_a_server_takes_it_out_and_puts_it_back(where, etcd, service):
+    with python_teacher("Sums") as teacher:
+        port = teacher.port
+        teacher.kill()
+        teacher.wait()
+        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+            time.sleep(0.5)
+            assert nodes(etcd, service) == {}
+            with python_teacher("Sums", port=port) as second:
+                eventually(lambda: nodes(etcd, service))
+                second.kill(signal.SIGSTOP)
+                eventually(lambda: not nodes(etcd, service), 20)
+                second.kill(signal.SIGCONT)
+                eventually(lambda: nodes(etcd, service), 20)
+            eventually(lambda: not nodes(etcd, service), 20)
+
+
+def test_a_server_that_answers_but_does_not_compute_fails_the_probe(where, etcd, service):
+    with python_teacher("Hollow") as teacher:
+        with Registrar(*where, "--server", teacher.endpoint, "--probe", *FAST):
+            time.sleep(1.0)
+            assert nodes(etcd, service) == {}
+        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+            eventually(lambda: nodes(etcd, service))
+
+
+def test_an_entry_of_another_registrar_is_left_alone_and_taken_over_when_it_is_gone(
+    where, etcd, service
+):
+    with python_teacher("Sums") as teacher:
+        other = Registration(etcd, service, teacher.endpoint, "the other's", ttl=1)
+        other.start()
+        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+            time.sleep(1.5)
+            assert nodes(etcd, service) == {teacher.endpoint: "the other's"}
+            other.stop()
+            eventually(lambda: "protocol" in nodes(etcd, service).get(teacher.endpoint, ""))
+        other = Registration(etcd, service, teacher.endpoint, "the other's", ttl=2)
+        other.start()
+        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+            time.sleep(0.5)
+        assert nodes(etcd, service) == {teacher.endpoint: "the other's"}, "still"
+        other.stop()
+
+
+def test_a_registrar_that_is_killed_leaves_the_registry_with_its_lease(where, etcd, service):
+    with python_teacher("Sums") as teacher:
+        registrar = Registrar(*where, "--server", teacher.endpoint, "--ttl", 1, *FAST)
+        eventually(lambda: nodes(etcd, service))
+        registrar.process.kill()
+        registrar.process.wait()
+        eventually(lambda: not nodes(etcd, service))
+
+
+def test_several_servers_are_kept_under_the_host_that_students_use(where, etcd, service):
+    with python_teacher("Sums") as one, python_teacher("Sums") as two:
+        servers = ("--server", one.endpoint, "--server", two.endpoint)
+        with Registrar(*where, *servers, "--advertise", "teacher.example", *FAST):
+            expected = {f"teacher.example:{teacher.port}" for teacher in (one, two)}
+            eventually(lambda: nodes(etcd, service).keys() == expected)
+
+
+def test_a_student_uses_what_the_originals_registrar_wrote(etcd_server, etcd, service):
+    """The value that the original's registrar writes is not JSON; its key is the same as ours."""
+    with python_teacher("Sums") as teacher:
+        etcd.call(
+            lambda client: client.put(
+                f"/service/{service}/nodes/{teacher.endpoint}", "{gpu:20%, net:1}"
+            )
+        )
+        x = np.ones((2, 3), "f4")
+        teachers = f"etcd://{etcd_server.endpoint}/{service}"
+        with DistillReader(["img"], ["prob"], source=[(x,)], teachers=teachers) as reader:
+            ((_, prob),) = reader
+    assert prob[0, 0] == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "protocol"),
+    [
+        ("", "baidu_std"),
+        ("{gpu:20%, net:1}", "baidu_std"),
+        ("[]", "baidu_std"),
+        ("{}", "baidu_std"),
+        ('{"protocol": "pipeline", "form": "key_value"}', "pipeline"),
+    ],
+)
+def test_entries_of_any_origin_are_understood(value, protocol):
+    entry = Entry.from_json(value)
+    assert (entry.protocol, entry.description) == (protocol, None)
+    assert Entry.from_json(entry.to_json()).protocol == protocol
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--server", "nonsense"], "'nonsense' is not host:port"),
+        (["--server", "a:1", "--conf", "/no/such"], "/no/such"),
+        (["--server", "a:1", "--conf", __file__], "is not a Paddle Serving configuration"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(where, arguments, complaint):
+    result = edl("register", *where, *arguments)
+    assert result.returncode != 0
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_registrar_imports_no_paddle(where):
+    code = (
+        "import sys, edl.cli.register, edl.serving.health, edl.serving.entry, edl.discovery\n"
+        "assert 'paddle' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
