@@ -343,14 +343,14 @@ class Engine:
             self._finish(job, Outputs(arrays, sent))
 
     async def _restart(self, worker: Worker) -> None:
-        for delay in itertools.chain((0.0, 1.0, 5.0), itertools.repeat(30.0)):
+        for delay in itertools.chain((0.0, 0.0, 1.0, 5.0), itertools.repeat(30.0)):
             await worker.stop(grace=0.0)
             await asyncio.sleep(delay)
             try:
                 await worker.start(self._load_timeout)
             except ModelError as error:
                 logger.error("restarting a worker failed: %s", error)
-                if not self._ready:
+                if delay and not self._ready:  # not just a start that was disturbed
                     self._broken = f"busy: no worker can be started ({error})"
                     for job in self._batcher.clear():
                         self._finish(job, Refusal(frame.ELIMIT, self._broken))

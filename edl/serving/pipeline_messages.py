@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,7 +39,11 @@ _BYTES = 13
 _VARINT_FIELDS = {0: 1, 2: 3, 4: 3, 6: 5, 7: 5, 8: 3, 9: 6}
 _FIXED_FIELDS = {1: (2, "<f4"), 3: (4, "<f8"), 5: (2, "<f4")}
 
-_MAX_HEADER = 1 << 10
+_NPY_START, _MAX_HEADER = 10, 1 << 10
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([<>|][biuf][1248])', 'fortran_order': (True|False), "
+    r"'shape': \(([0-9, ]*)\), \}\s*"
+)
 
 
 @dataclass
@@ -141,16 +146,22 @@ def _elements(elem_type: int, data: dict[int, memoryview]) -> np.ndarray:
 
 
 def _read_npy(npy: memoryview) -> np.ndarray:
-    """A view of the array in a ``.npy`` file. Its header is limited, and nothing is unpickled."""
-    file = io.BytesIO(npy[: _MAX_HEADER + 16])
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read_header = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise WireError(f"dtype {dtype} is not a number's")
-    flat = np.frombuffer(npy[file.tell() :], dtype)
-    if fortran:
-        return flat.reshape(shape[::-1]).T
-    return flat.reshape(shape)
+    """A view of the array in a ``.npy`` file: magic, version, header size, header, elements.
+
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. The header is a
+    Python literal; here it is matched, not evaluated, so only arrays of numbers are read.
+    """
+    if bytes(npy[:6]) != b"\x93NUMPY" or len(npy) < _NPY_START:
+        raise WireError("not a .npy file")
+    width = 2 if npy[6] == 1 else 4
+    start = 8 + width
+    end = start + int.from_bytes(npy[8:start], "little")
+    if end > min(len(npy), _MAX_HEADER):
+        raise WireError(f".npy header of {end - start} bytes")
+    header = _NPY_HEADER.fullmatch(bytes(npy[start:end]).decode("latin-1"))
+    if header is None:
+        raise WireError("the .npy header is not that of an array of numbers")
+    descr, fortran, sizes = header.groups()
+    shape = [int(size) for size in sizes.split(",") if size.strip()]
+    flat = np.frombuffer(npy[end:], np.dtype(descr))
+    return flat.reshape(shape[::-1]).T if fortran == "True" else flat.reshape(shape)

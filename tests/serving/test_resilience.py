@@ -107,12 +107,10 @@ def test_kill_9_of_workers_under_load_leaves_no_request_unanswered():
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             loads = [pool.submit(load, number) for number in range(8)]
-            for _ in range(10):
-                time.sleep(0.15)
-                victims = children_of(teacher.process.pid)
-                if victims:
-                    os.kill(generator.choice(victims), signal.SIGKILL)
-            eventually(lambda: metric(teacher, "edl_workers_ready") == 2, 20)
+            for kills in range(1, 11):
+                time.sleep(0.05)
+                os.kill(generator.choice(children_of(teacher.process.pid)), signal.SIGKILL)
+                eventually(lambda n=kills: metric(teacher, "edl_worker_restarts_total") == n, 20)
             finished.set()
         for future in loads:
             future.result()

@@ -6,15 +6,17 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edl.errors import RequestRefused, TeacherFailed, TeacherUnavailable
-from edl.serving import TeacherClient, TensorSpec, frame
+from edl.serving import TeacherClient, TensorSpec, frame, serve
 from edl.serving.messages import METHOD, SERVICE, encode_request
 from tests.support.predictors import Echo
 from tests.support.processes import alive, children_of, eventually, python_teacher
+from tests.support.reference import Response
 
 IMG = {"img": np.arange(6, dtype="f4").reshape(2, 3)}
 SUMS = [[3, 6], [12, 24]]
@@ -232,3 +234,32 @@ def test_open_files_do_not_grow_with_connections(sums_teacher):
         with TeacherClient(sums_teacher.endpoint) as client:
             client.infer(IMG)
     eventually(lambda: open_files() <= before + 2)
+
+
+def test_the_official_brpc_client_decodes_our_answer():
+    """What its C++ part does with an answer (general_model.cpp): the tensors of each output by
+    their position among the fetches it asked for, their values from the field of their type.
+    """
+    request = (Path(__file__).parents[1] / "vectors/official_client_request.bin").read_bytes()
+
+    def compute(img, ids):
+        return img.reshape(len(img), 4), ids.sum(axis=1, keepdims=True)
+
+    feeds = {"img": ((1, 2, 2), "float32"), "ids": ((3,), "int64")}
+    fetches = {"prob": ((4,), "float32"), "total": ((1,), "int64")}
+    with serve(compute, feeds, fetches) as teacher:
+        with socket.create_connection(teacher.endpoint.split(":")) as sock:
+            sock.sendall(request)
+            body_size, meta_size = frame.parse_header(sock.recv(12, socket.MSG_WAITALL))
+            body = sock.recv(body_size, socket.MSG_WAITALL)
+    meta, payload = frame.parse_body(memoryview(body), meta_size)
+    asked, _ = frame.parse_body(memoryview(request)[12:], request[11])
+    assert (meta.error_code, meta.correlation_id) == (0, asked.correlation_id)
+    (output,) = Response.FromString(bytes(payload)).outputs
+    assert output.engine_name
+    for position, name in enumerate(["prob"]):
+        tensor = output.tensor[position]
+        assert tensor.alias_name == name
+        assert list(tensor.shape) == [2, 4]
+        assert list(tensor.float_data) == [number / 8 for number in range(8)]
+        assert not tensor.tensor_content
