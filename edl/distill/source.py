@@ -106,8 +106,8 @@ def _read_here(loader: Any, start: int, step: int) -> Iterator[Any]:
             yield (collate or io.collate.default_collate_fn)([dataset[index] for index in indices])
         return
     if loader.batch_size is None:
-        items = dataset if _is_iterable(dataset) else (dataset[i] for i in range(len(dataset)))
-        batches = map(collate, items) if collate else iter(items)
+        items: Any = dataset if _is_iterable(dataset) else (dataset[i] for i in range(len(dataset)))
+        batches: Iterator[Any] = map(collate, items) if collate else iter(items)
     else:
         batches = map(collate or io.collate.default_collate_fn, _groups(dataset, loader))
     yield from itertools.islice(batches, start, None, step)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Callable, Optional, Protocol, Union
+from typing import Any, Callable, Optional, Protocol, Union
 
 import h11
 
@@ -159,8 +159,9 @@ class HttpConnection:
                 reason=HTTPStatus(response.status).phrase,
             )
             buffers: list[Buffer] = [self._http.send(start) or b""]
-            for part in response.body if head is None or head.method != "HEAD" else []:
-                buffers += self._http.send_with_data_passthrough(h11.Data(data=part)) or []  # type: ignore[arg-type]
+            parts: list[Any] = response.body if head is None or head.method != "HEAD" else []
+            for part in parts:  # any buffer will do, whatever h11's annotation says
+                buffers += self._http.send_with_data_passthrough(h11.Data(data=part)) or []
             buffers += self._http.send_with_data_passthrough(h11.EndOfMessage()) or []
             await self._stream.write(buffers)
         finally:
