@@ -1,0 +1,290 @@
+"""Which student uses which teachers: a pure function of who is there and who had what.
+
+Every link between a student and a teacher counts: a teacher serves its students evenly, so a
+student gets ``rate / number of students`` from each of its teachers. The aim is max-min fairness
+of what students get, in rows per second and bounded by what they want: first the poorest student
+gets as much as can be, then the next. Teachers are indivisible, so the exact optimum is out of
+reach (it is the "Santa Claus" problem, Bansal and Sviridenko, STOC 2006); what is computed is a
+state that no single change improves by more than ``MARGIN`` for the poorer student, reached from
+the state so far by such changes. Starting from what is there, and ignoring small gains, is what
+keeps the number of changes small and the result stable: balancing a balanced state changes nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+#: For each student, the teachers it uses.
+Assignment = dict[str, frozenset[str]]
+
+#: A change must make the poorer student better off by this share.
+MARGIN = 0.1
+
+#: How many of the richest students, and of the best teachers, are looked at for one change.
+_CANDIDATES = 16
+_MAX_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a student asks for: at most so many teachers, and so many rows per second."""
+
+    max_teachers: int = 1 << 30
+    want: float = math.inf
+
+
+def balance(
+    teachers: Mapping[str, float],
+    students: Mapping[str, Student],
+    current: Mapping[str, Iterable[str]],
+) -> Assignment:
+    """The assignment that follows ``current``, given who is there now.
+
+    ``teachers``: each one's rate, rows per second, positive. ``current`` may name students and
+    teachers that are gone. Every student has a teacher if there is any. Takes O(n log n) for what
+    has to change.
+    """
+    state = _State(teachers, students, current)
+    state.release_surplus()
+    for _ in range(_MAX_ROUNDS):
+        given = state.give_idle()
+        levelled = state.level()
+        if not (given or levelled):
+            break
+    return {student: frozenset(links) for student, links in state.links.items()}
+
+
+def rates(
+    teachers: Mapping[str, float], assignment: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """What each student gets, rows per second."""
+    holders: dict[str, int] = {}
+    for links in assignment.values():
+        for teacher in links:
+            holders[teacher] = holders.get(teacher, 0) + 1
+    return {
+        student: sum(teachers[teacher] / holders[teacher] for teacher in links)
+        for student, links in assignment.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Change:
+    """``student`` gets ``take``, perhaps instead of ``drop``; ``donor`` then loses ``take``."""
+
+    student: str
+    take: str
+    donor: Optional[str] = None
+    drop: Optional[str] = None
+
+
+class _State:
+    """Links, and what they amount to; changed one link at a time."""
+
+    def __init__(
+        self,
+        teachers: Mapping[str, float],
+        students: Mapping[str, Student],
+        current: Mapping[str, Iterable[str]],
+    ) -> None:
+        self.teachers = teachers
+        self.students = students
+        self.links: dict[str, set[str]] = {}
+        self.holders: dict[str, set[str]] = {teacher: set() for teacher in teachers}
+        self.got: dict[str, float] = {}
+        self._touched: set[str] = set()
+        for student in students:
+            self.links[student] = {
+                teacher for teacher in current.get(student, ()) if teacher in teachers
+            }
+            for teacher in self.links[student]:
+                self.holders[teacher].add(student)
+        for student, links in self.links.items():
+            self.got[student] = math.fsum(self.share(teacher) for teacher in links)
+
+    def share(self, teacher: str, more: int = 0) -> float:
+        """What each of a teacher's students gets of it, if it had ``more`` of them."""
+        return self.teachers[teacher] / max(1, len(self.holders[teacher]) + more)
+
+    def has_room(self, student: str) -> bool:
+        """Whether it may have one more teacher."""
+        return len(self.links[student]) < self.students[student].max_teachers
+
+    def wants_more(self, student: str) -> bool:
+        """Whether what it gets is less than what it asks for."""
+        return self.got[student] < self.students[student].want
+
+    def link(self, student: str, teacher: str) -> None:
+        """Add a link."""
+        self._change_holders(teacher, student, add=True)
+
+    def unlink(self, student: str, teacher: str) -> None:
+        """Remove a link."""
+        self._change_holders(teacher, student, add=False)
+
+    def _change_holders(self, teacher: str, student: str, add: bool) -> None:
+        holders = self.holders[teacher]
+        before = holders | {student}
+        if add:
+            holders.add(student)
+            self.links[student].add(teacher)
+        else:
+            holders.remove(student)
+            self.links[student].remove(teacher)
+        for other in before:
+            self.got[other] = math.fsum(self.share(item) for item in self.links[other])
+        self._touched |= before
+
+    # --- the three kinds of changes ---------------------------------------------------------
+
+    def release_surplus(self) -> None:
+        """Students over their limit, or with a teacher more than they want, let go of the least."""
+        for student, asked in self.students.items():
+            links = self.links[student]
+            while len(links) > 1:
+                least = min(links, key=lambda teacher: (self.share(teacher), teacher))
+                left = self.got[student] - self.share(least)
+                if len(links) <= asked.max_teachers and left < asked.want * (1 + MARGIN):
+                    break
+                self.unlink(student, least)
+
+    def give_idle(self) -> bool:
+        """Teachers without students go to the poorest who want more, the fastest first."""
+        idle = [teacher for teacher, holders in self.holders.items() if not holders]
+        idle.sort(key=lambda teacher: (-self.teachers[teacher], teacher))
+        poor = [
+            (self.got[student], student)
+            for student in self.students
+            if self.wants_more(student) and self.has_room(student)
+        ]
+        heapq.heapify(poor)
+        given = False
+        for teacher in idle:
+            if not poor:
+                break
+            _, student = heapq.heappop(poor)
+            self.link(student, teacher)
+            given = True
+            if self.wants_more(student) and self.has_room(student):
+                heapq.heappush(poor, (self.got[student], student))
+        return given
+
+    def level(self) -> bool:
+        """Improve the lot of the poorest, one change at a time, until none is worth it."""
+        poor = [
+            (self.got[student], student) for student in self.students if self.wants_more(student)
+        ]
+        rich = [(-got, student) for student, got in self.got.items()]
+        best = [self._offer(teacher) for teacher in self.teachers]
+        for heap in (poor, rich, best):
+            heapq.heapify(heap)  # type: ignore[type-var]
+        changed = False
+        budget = 4 * (len(self.students) + len(self.teachers)) + 100
+        while poor and budget:
+            got, student = heapq.heappop(poor)
+            if got != self.got[student] or not self.wants_more(student):
+                continue  # what it got has changed since
+            change = self._best_change(student, rich, best)
+            if change is None:
+                continue
+            budget -= 1
+            changed = True
+            self._touched.clear()
+            self._apply(change)
+            for touched in self._touched:
+                heapq.heappush(poor, (self.got[touched], touched))
+                heapq.heappush(rich, (-self.got[touched], touched))
+            for teacher in (change.take, change.drop):
+                if teacher is not None:
+                    heapq.heappush(best, self._offer(teacher))
+        return changed
+
+    def _offer(self, teacher: str) -> tuple[float, str, int]:
+        return -self.share(teacher, 1), teacher, len(self.holders[teacher])
+
+    def _apply(self, change: _Change) -> None:
+        if change.donor is not None:
+            self.unlink(change.donor, change.take)
+        if change.drop is not None:
+            self.unlink(change.student, change.drop)
+        self.link(change.student, change.take)
+
+    def _best_change(self, student: str, rich: list, best: list) -> Optional[_Change]:
+        """The change that leaves the poorest of those it touches best off, if it is worth it."""
+        floor = self.got[student] * (1 + MARGIN)
+        options: list[tuple[float, _Change]] = []
+        if self.has_room(student):
+            options += self._moves(student, rich)
+            options += self._shares(student, best)
+        if self.links[student]:
+            options += self._switches(student, best)
+        options = [(value, change) for value, change in options if value > floor]
+        if not options:
+            return None
+        return max(options, key=lambda option: (option[0], option[1].take))[1]
+
+    def _moves(self, student: str, rich: list) -> list[tuple[float, _Change]]:
+        """A teacher of a richer student, who has others."""
+        options = []
+        for donor in self._top(rich, lambda entry: entry[0] == -self.got[entry[1]]):
+            if donor == student or len(self.links[donor]) < 2:
+                continue
+            if self.got[donor] <= self.got[student]:
+                break
+            half = (self.got[donor] - self.got[student]) / 2
+            candidates = self.links[donor] - self.links[student]
+            if not candidates:
+                continue
+            take = min(candidates, key=lambda item: (abs(self.share(item) - half), item))
+            share = self.share(take)
+            value = min(self.got[donor] - share, self.got[student] + share)
+            options.append((value, _Change(student, take, donor)))
+        return options
+
+    def _shares(self, student: str, best: list) -> list[tuple[float, _Change]]:
+        """A teacher together with those who use it already."""
+        options = []
+        for teacher in self._top(best, self._is_current):
+            if teacher not in self.links[student]:
+                value = min(
+                    self.got[student] + self.share(teacher, 1), self._left(teacher, student)
+                )
+                options.append((value, _Change(student, teacher)))
+        return options
+
+    def _switches(self, student: str, best: list) -> list[tuple[float, _Change]]:
+        """A better teacher in place of the least."""
+        least = min(self.links[student], key=lambda teacher: (self.share(teacher), teacher))
+        rest = self.got[student] - self.share(least)
+        options = []
+        for teacher in self._top(best, self._is_current):
+            if teacher not in self.links[student]:
+                value = min(rest + self.share(teacher, 1), self._left(teacher, student))
+                options.append((value, _Change(student, teacher, drop=least)))
+        return options
+
+    def _left(self, teacher: str, newcomer: str) -> float:
+        """What the poorest of a teacher's students would have if another one joined them."""
+        loss = self.share(teacher) - self.share(teacher, 1)
+        return min(
+            (self.got[other] - loss for other in self.holders[teacher] if other != newcomer),
+            default=math.inf,
+        )
+
+    def _is_current(self, entry: tuple[float, str, int]) -> bool:
+        return entry[2] == len(self.holders[entry[1]])
+
+    def _top(self, heap: list, is_current: Callable[[Any], bool]) -> list[str]:
+        """The names of the first few entries of a heap; those that are out of date are dropped."""
+        found: list = []
+        while heap and len(found) < _CANDIDATES:
+            entry = heapq.heappop(heap)
+            if is_current(entry) and (not found or entry != found[-1]):
+                found.append(entry)
+        for entry in found:
+            heapq.heappush(heap, entry)
+        return [entry[1] for entry in found]

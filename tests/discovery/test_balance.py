@@ -1,0 +1,176 @@
+"""The balancer's properties, for any teachers, students and history."""
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edl.discovery.balance import MARGIN, Student, balance, rates
+
+TEACHERS = [f"t{number}" for number in range(12)]
+STUDENTS = [f"s{number}" for number in range(8)]
+
+teachers = st.dictionaries(
+    st.sampled_from(TEACHERS), st.sampled_from([10.0, 20.0, 50.0, 100.0]) | st.floats(1, 1000)
+)
+limits = st.integers(1, 12) | st.just(1 << 30)
+wants = st.just(math.inf) | st.floats(1, 2000)
+students = st.dictionaries(st.sampled_from(STUDENTS), st.builds(Student, limits, wants))
+unlimited = st.dictionaries(st.sampled_from(STUDENTS), st.just(Student()))
+history = st.dictionaries(st.sampled_from(STUDENTS), st.frozensets(st.sampled_from(TEACHERS)))
+situations = st.tuples(teachers, students, history)
+
+
+def shares(teachers, assignment):
+    count = dict.fromkeys(teachers, 0)
+    for links in assignment.values():
+        for teacher in links:
+            count[teacher] += 1
+    return count
+
+
+def changes(before, after):
+    """Links added and removed."""
+    names = before.keys() | after.keys()
+    return sum(len(set(before.get(name, ())) ^ set(after.get(name, ()))) for name in names)
+
+
+@given(situations)
+def test_only_who_is_there_is_assigned_and_nobody_exceeds_its_limit(situation):
+    teachers, students, _ = situation
+    result = balance(*situation)
+    assert result.keys() == students.keys()
+    for student, links in result.items():
+        assert links <= teachers.keys()
+        assert len(links) <= students[student].max_teachers
+
+
+@given(situations)
+def test_every_student_has_a_teacher_if_there_is_any(situation):
+    teachers, _, _ = situation
+    for links in balance(*situation).values():
+        assert bool(links) == bool(teachers)
+
+
+@given(situations)
+def test_no_teacher_idles_while_a_student_wants_more_and_may_have_it(situation):
+    teachers, students, _ = situation
+    result = balance(*situation)
+    got = rates(teachers, result)
+    hungry = [
+        name
+        for name, student in students.items()
+        if got[name] < student.want and len(result[name]) < student.max_teachers
+    ]
+    idle = [teacher for teacher, count in shares(teachers, result).items() if not count]
+    assert not (hungry and idle)
+
+
+@given(situations)
+def test_a_balanced_state_is_left_as_it_is(situation):
+    teachers, students, _ = situation
+    result = balance(*situation)
+    assert balance(teachers, students, result) == result
+
+
+@given(teachers, unlimited, history)
+def test_nobody_would_be_better_off_with_a_teacher_of_a_richer_student(teachers, students, history):
+    result = balance(teachers, students, history)
+    got, count = rates(teachers, result), shares(teachers, result)
+    for poor in students:
+        for rich in students:
+            for teacher in result[rich] - result[poor]:
+                if len(result[rich]) < 2:
+                    continue
+                share = teachers[teacher] / count[teacher]
+                gain = min(got[rich] - share, got[poor] + share)
+                assert gain <= got[poor] * (1 + MARGIN) * 1.000001 or share <= MARGIN * got[poor]
+
+
+@given(st.integers(1, 12), st.integers(1, 8), history)
+def test_equal_teachers_are_shared_evenly(number, crowd, history):
+    teachers = dict.fromkeys(TEACHERS[:number], 10.0)
+    students = dict.fromkeys(STUDENTS[:crowd], Student())
+    result = balance(teachers, students, history)
+    got = rates(teachers, result)
+    fair = 10.0 * number / crowd
+    assert min(got.values()) >= min(10.0, fair) / 2
+    if crowd >= number:
+        count = shares(teachers, result).values()
+        assert max(count) - min(count) <= 1
+    if number % crowd == 0:
+        assert max(got.values()) <= min(got.values()) * (1 + MARGIN) ** 2
+
+
+def test_shares_are_fair_in_rate_and_not_in_number():
+    teachers = {"fast": 300.0, "slow1": 100.0, "slow2": 100.0, "slow3": 100.0}
+    result = balance(teachers, {"a": Student(), "b": Student()}, {})
+    assert sorted(map(len, result.values())) == [1, 3]
+    assert set(rates(teachers, result).values()) == {300.0}
+
+
+def test_a_student_that_wants_little_leaves_the_rest_to_the_others():
+    teachers = dict.fromkeys(TEACHERS[:10], 10.0)
+    result = balance(teachers, {"little": Student(want=15), "much": Student()}, {})
+    got = rates(teachers, result)
+    assert 15 <= got["little"] <= 20
+    assert got["much"] >= 80
+
+
+def test_a_student_lets_go_of_what_it_does_not_want():
+    teachers = dict.fromkeys(TEACHERS[:10], 10.0)
+    current = {"a": TEACHERS[:10]}
+    assert len(balance(teachers, {"a": Student(want=25)}, current)["a"]) == 3
+    assert len(balance(teachers, {"a": Student(want=29)}, current)["a"]) == 4, "with a margin"
+
+
+balanced = st.tuples(
+    st.dictionaries(
+        st.sampled_from(TEACHERS), st.sampled_from([10.0, 20.0, 40.0]), min_size=2, max_size=11
+    ),
+    st.lists(st.sampled_from(STUDENTS), unique=True, min_size=1, max_size=7),
+    history,
+)
+
+
+@given(balanced)
+def test_a_teacher_that_joins_changes_little(situation):
+    teachers, names, past = situation
+    students = dict.fromkeys(names, Student())
+    before = balance(teachers, students, past)
+    teachers["new"] = 20.0
+    after = balance(teachers, students, before)
+    assert any("new" in links for links in after.values())
+    assert changes(before, after) <= 1 + 2 * len(names)
+
+
+@given(balanced)
+def test_a_teacher_that_leaves_changes_little_beside_its_own_links(situation):
+    teachers, names, past = situation
+    students = dict.fromkeys(names, Student())
+    before = balance(teachers, students, past)
+    gone, *_ = teachers
+    own = sum(gone in links for links in before.values())
+    del teachers[gone]
+    after = balance(teachers, students, before)
+    assert changes(before, after) <= own + 2 * len(names)
+
+
+@given(balanced)
+def test_a_student_that_joins_or_leaves_changes_little_beside_its_own_links(situation):
+    teachers, names, past = situation
+    students = dict.fromkeys(names, Student())
+    before = balance(teachers, students, past)
+    joined = balance(teachers, {**students, "new": Student()}, before)
+    assert changes(before, joined) <= 2 * len(joined["new"]) + 2 * len(names)
+    left = balance(teachers, students, joined)
+    assert changes(joined, left) <= 2 * len(joined["new"]) + 2 * len(names)
+
+
+@settings(max_examples=20)
+@given(st.randoms(use_true_random=False))
+def test_a_crowd_ends_up_close_to_the_best_that_is_possible(random):
+    teachers = {f"t{i}": random.choice([10.0, 20.0, 50.0]) for i in range(300)}
+    students = {f"s{i}": Student() for i in range(30)}
+    got = rates(teachers, balance(teachers, students, {}))
+    assert min(got.values()) >= 0.85 * sum(teachers.values()) / 30
