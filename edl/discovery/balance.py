@@ -5,9 +5,9 @@ student gets ``rate / number of students`` from each of its teachers. The aim is
 of what students get, in rows per second and bounded by what they want: first the poorest student
 gets as much as can be, then the next. Teachers are indivisible, so the exact optimum is out of
 reach (it is the "Santa Claus" problem, Bansal and Sviridenko, STOC 2006); what is computed is a
-state that no single change improves by more than ``MARGIN`` for the poorer student, reached from
-the state so far by such changes. Starting from what is there, and ignoring small gains, is what
-keeps the number of changes small and the result stable: balancing a balanced state changes nothing.
+state that no single change improves, where students differ by more than ``MARGIN``, reached from
+the state so far by such changes. Starting from what is there, and tolerating small differences, is
+what keeps changes few and the result stable: balancing a balanced state changes nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any, Callable, Optional
 #: For each student, the teachers it uses.
 Assignment = dict[str, frozenset[str]]
 
-#: A change must make the poorer student better off by this share.
+#: Differences in what students get that are no cause for a change, as a share of the smaller.
 MARGIN = 0.1
 
 #: How many of the richest students, and of the best teachers, are looked at for one change.
 _CANDIDATES = 16
 _MAX_ROUNDS = 50
+_ANY_GAIN = 1 + 1e-6  # beyond what floating point makes of equal numbers
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,8 @@ def balance(
     has to change.
     """
     state = _State(teachers, students, current)
-    state.release_surplus()
     for _ in range(_MAX_ROUNDS):
-        given = state.give_idle()
-        levelled = state.level()
-        if not (given or levelled):
+        if not any([state.release_surplus(), state.give_idle(), state.level()]):
             break
     return {student: frozenset(links) for student, links in state.links.items()}
 
@@ -72,14 +70,20 @@ def rates(
     }
 
 
+Link = tuple[str, str]  # a student and a teacher
+
+
 @dataclass(frozen=True)
 class _Change:
-    """``student`` gets ``take``, perhaps instead of ``drop``; ``donor`` then loses ``take``."""
+    """Links to remove and to add. ``value``: what the poorest that it touches has afterwards."""
 
-    student: str
-    take: str
-    donor: Optional[str] = None
-    drop: Optional[str] = None
+    value: float
+    remove: tuple[Link, ...] = ()
+    add: tuple[Link, ...] = ()
+
+    def order(self) -> tuple:
+        """The best change is the largest: the one that takes fewer links, of equally good ones."""
+        return round(self.value, 9), -len(self.remove) - len(self.add), self.remove, self.add
 
 
 class _State:
@@ -141,8 +145,9 @@ class _State:
 
     # --- the three kinds of changes ---------------------------------------------------------
 
-    def release_surplus(self) -> None:
+    def release_surplus(self) -> bool:
         """Students over their limit, or with a teacher more than they want, let go of the least."""
+        released = False
         for student, asked in self.students.items():
             links = self.links[student]
             while len(links) > 1:
@@ -151,6 +156,8 @@ class _State:
                 if len(links) <= asked.max_teachers and left < asked.want * (1 + MARGIN):
                     break
                 self.unlink(student, least)
+                released = True
+        return released
 
     def give_idle(self) -> bool:
         """Teachers without students go to the poorest who want more, the fastest first."""
@@ -180,8 +187,9 @@ class _State:
         ]
         rich = [(-got, student) for student, got in self.got.items()]
         best = [self._offer(teacher) for teacher in self.teachers]
-        for heap in (poor, rich, best):
-            heapq.heapify(heap)  # type: ignore[type-var]
+        heapq.heapify(poor)
+        heapq.heapify(rich)
+        heapq.heapify(best)
         changed = False
         budget = 4 * (len(self.students) + len(self.teachers)) + 100
         while poor and budget:
@@ -194,78 +202,95 @@ class _State:
             budget -= 1
             changed = True
             self._touched.clear()
-            self._apply(change)
+            for link in change.remove:
+                self.unlink(*link)
+            for link in change.add:
+                self.link(*link)
             for touched in self._touched:
                 heapq.heappush(poor, (self.got[touched], touched))
                 heapq.heappush(rich, (-self.got[touched], touched))
-            for teacher in (change.take, change.drop):
-                if teacher is not None:
-                    heapq.heappush(best, self._offer(teacher))
+            for _, teacher in (*change.remove, *change.add):
+                heapq.heappush(best, self._offer(teacher))
         return changed
 
     def _offer(self, teacher: str) -> tuple[float, str, int]:
         return -self.share(teacher, 1), teacher, len(self.holders[teacher])
 
-    def _apply(self, change: _Change) -> None:
-        if change.donor is not None:
-            self.unlink(change.donor, change.take)
-        if change.drop is not None:
-            self.unlink(change.student, change.drop)
-        self.link(change.student, change.take)
-
     def _best_change(self, student: str, rich: list, best: list) -> Optional[_Change]:
-        """The change that leaves the poorest of those it touches best off, if it is worth it."""
-        floor = self.got[student] * (1 + MARGIN)
-        options: list[tuple[float, _Change]] = []
+        """The change that leaves the poorest of those it touches best off, if it is worth it. Links
+        change hands or go for any gain, one more must be worth ``MARGIN``.
+        """
+        got, changes = self.got[student], self._leaves(student)
+        worth = got * (1 + MARGIN)
         if self.has_room(student):
-            options += self._moves(student, rich)
-            options += self._shares(student, best)
+            moves = self._moves(student, rich)
+            changes += [change for change in moves if change.value > got * _ANY_GAIN]
+            changes += [change for change in self._shares(student, best) if change.value > worth]
         if self.links[student]:
-            options += self._switches(student, best)
-        options = [(value, change) for value, change in options if value > floor]
-        if not options:
-            return None
-        return max(options, key=lambda option: (option[0], option[1].take))[1]
+            changes += [change for change in self._switches(student, best) if change.value > worth]
+        return max(changes, key=_Change.order, default=None)
 
-    def _moves(self, student: str, rich: list) -> list[tuple[float, _Change]]:
+    def _leaves(self, student: str) -> list[_Change]:
+        """A richer student leaves a teacher that both use, and has others. Such a change is good if
+        those who stay are better off and the leaver is no poorer than the poorest of them was.
+        """
+        changes = []
+        for teacher in self.links[student]:
+            holders = self.holders[teacher]
+            leavers = [name for name in holders if len(self.links[name]) > 1 and name != student]
+            if not leavers:
+                continue
+            rich = max(leavers, key=lambda name: (self.got[name], name))
+            left = self.got[rich] - self.share(teacher)
+            if left * _ANY_GAIN < self.got[student] or not self._is_richer(rich, student):
+                continue
+            gain = self.share(teacher, -1) - self.share(teacher)
+            value = min(left, self.got[student] + gain)
+            poorest_before = [self.got[name] for name in holders if name != rich]
+            poorer = sum(got <= self.got[student] * _ANY_GAIN for got in poorest_before)
+            if value > self.got[student] * _ANY_GAIN or poorer > 1:
+                changes.append(_Change(value, remove=((rich, teacher),)))
+        return changes
+
+    def _moves(self, student: str, rich: list) -> list[_Change]:
         """A teacher of a richer student, who has others."""
-        options = []
+        changes = []
         for donor in self._top(rich, lambda entry: entry[0] == -self.got[entry[1]]):
-            if donor == student or len(self.links[donor]) < 2:
-                continue
-            if self.got[donor] <= self.got[student]:
+            if not self._is_richer(donor, student):
                 break
-            half = (self.got[donor] - self.got[student]) / 2
             candidates = self.links[donor] - self.links[student]
-            if not candidates:
+            if len(self.links[donor]) < 2 or not candidates:
                 continue
+            half = (self.got[donor] - self.got[student]) / 2
             take = min(candidates, key=lambda item: (abs(self.share(item) - half), item))
             share = self.share(take)
             value = min(self.got[donor] - share, self.got[student] + share)
-            options.append((value, _Change(student, take, donor)))
-        return options
+            changes.append(_Change(value, ((donor, take),), ((student, take),)))
+        return changes
 
-    def _shares(self, student: str, best: list) -> list[tuple[float, _Change]]:
+    def _shares(self, student: str, best: list) -> list[_Change]:
         """A teacher together with those who use it already."""
-        options = []
+        changes = []
         for teacher in self._top(best, self._is_current):
             if teacher not in self.links[student]:
-                value = min(
-                    self.got[student] + self.share(teacher, 1), self._left(teacher, student)
-                )
-                options.append((value, _Change(student, teacher)))
-        return options
+                gain = self.share(teacher, 1)
+                value = min(self.got[student] + gain, self._left(teacher, student))
+                changes.append(_Change(value, add=((student, teacher),)))
+        return changes
 
-    def _switches(self, student: str, best: list) -> list[tuple[float, _Change]]:
+    def _switches(self, student: str, best: list) -> list[_Change]:
         """A better teacher in place of the least."""
         least = min(self.links[student], key=lambda teacher: (self.share(teacher), teacher))
         rest = self.got[student] - self.share(least)
-        options = []
+        changes = []
         for teacher in self._top(best, self._is_current):
             if teacher not in self.links[student]:
                 value = min(rest + self.share(teacher, 1), self._left(teacher, student))
-                options.append((value, _Change(student, teacher, drop=least)))
-        return options
+                changes.append(_Change(value, ((student, least),), ((student, teacher),)))
+        return changes
+
+    def _is_richer(self, rich: str, poor: str) -> bool:
+        return self.got[rich] > self.got[poor] * (1 + MARGIN)
 
     def _left(self, teacher: str, newcomer: str) -> float:
         """What the poorest of a teacher's students would have if another one joined them."""

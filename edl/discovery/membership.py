@@ -1,4 +1,4 @@
-"""A service's teachers, kept up to date from etcd.
+"""What is under a prefix in etcd, such as a service's teachers, kept up to date.
 
 List, then watch from the revision of the list. Whatever goes wrong with the watch (etcd restarts,
 the connection breaks, the revision was compacted away), list again and compare: a watcher that has
@@ -15,12 +15,12 @@ from typing import Any, Callable, Optional
 import grpc
 
 from edl.discovery.etcd import Etcd, describe
-from edl.discovery.registry import list_nodes, nodes_prefix
+from edl.discovery.registry import list_prefix, nodes_prefix
 from edl.errors import DiscoveryError
 
 logger = logging.getLogger(__name__)
 
-#: Endpoint to the value of its registry entry.
+#: Key without the prefix (a teacher's endpoint) to value.
 Members = dict[str, str]
 
 _DELETE = 1
@@ -28,22 +28,21 @@ _RELIST_DELAY = 0.3
 _COMPLAIN_EVERY = 5.0
 
 
-class Membership:
+class Watch:
     """Calls ``on_change(members)`` with a whole snapshot, at once and after every change.
 
     Calls come from one thread of its own, one at a time. ``start`` does not wait for etcd: if it is
     away, that is logged every few seconds and ``error`` says why, until it answers.
     """
 
-    def __init__(self, etcd: Etcd, service: str, on_change: Callable[[Members], None]) -> None:
+    def __init__(self, etcd: Etcd, prefix: str, on_change: Callable[[Members], None]) -> None:
         self._etcd = etcd
-        self._service = service
-        self._prefix = nodes_prefix(service)
+        self._prefix = prefix
         self._on_change = on_change
         self._members: Optional[Members] = None
         self._stopped = threading.Event()
         self._stream: Optional[Any] = None
-        self._thread = threading.Thread(target=self._run, name="edl-membership", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="edl-watch", daemon=True)
         self.error = ""
 
     def start(self) -> None:
@@ -70,11 +69,11 @@ class Membership:
                 return
             if self.error and time.monotonic() - complained > _COMPLAIN_EVERY:
                 complained = time.monotonic()
-                logger.warning("watching service %r: %s; trying again", self._service, self.error)
+                logger.warning("watching %s: %s; trying again", self._prefix, self.error)
 
     def _list_and_watch(self) -> None:
         """Returns when the watch has ended in an orderly way, raises when it broke."""
-        members, revision = list_nodes(self._etcd, self._service)
+        members, revision = list_prefix(self._etcd, self._prefix)
         self.error = ""
         self._publish(members)
         stream = self._etcd.watch_stream(self._prefix, revision + 1)
@@ -95,6 +94,13 @@ class Membership:
         if members != self._members and not self._stopped.is_set():
             self._members = dict(members)
             self._on_change(dict(members))
+
+
+class Membership(Watch):
+    """A service's teachers, endpoint to value."""
+
+    def __init__(self, etcd: Etcd, service: str, on_change: Callable[[Members], None]) -> None:
+        super().__init__(etcd, nodes_prefix(service), on_change)
 
 
 def _apply(members: Members, prefix: str, events: Any) -> Members:

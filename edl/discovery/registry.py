@@ -1,7 +1,16 @@
 """Who is alive: entries in etcd that live as long as the process that made them.
 
-A teacher's key is ``/service/<service>/nodes/<host:port>`` (the layout of the original
-``paddle_edl``), bound to a lease. Its value is one line of JSON that describes the teacher.
+====================================================  ==========================================
+``/service/<service>/nodes/<host:port>``              a teacher (the layout of the original
+                                                      ``paddle_edl``), with a lease
+``/service/<service>/students/<id>``                  a student: what it wants and measures, with
+                                                      a lease
+``/service/<service>/assignments/<id>``               the teachers that a student is to use
+``/service/<service>/leader``                         who assigns, with a lease
+``/service/<service>/balance``                        demand and supply, for people and autoscalers
+====================================================  ==========================================
+
+Values are one line of JSON each.
 """
 
 from __future__ import annotations
@@ -21,25 +30,39 @@ ROOT = "/service"
 _COMPLAIN_EVERY = 5.0
 
 
-def nodes_prefix(service: str) -> str:
-    """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
+NODES, STUDENTS, ASSIGNMENTS = "nodes/", "students/", "assignments/"
+LEADER, BALANCE = "leader", "balance"
+
+
+def service_prefix(service: str) -> str:
+    """Under which everything of a service is. Raises ConfigError for an impossible name."""
     if not service or "/" in service or service != service.strip():
         raise ConfigError(f"service name {service!r} must not be empty or contain '/' or blanks")
-    return f"{ROOT}/{service}/nodes/"
+    return f"{ROOT}/{service}/"
+
+
+def nodes_prefix(service: str) -> str:
+    """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
+    return service_prefix(service) + NODES
+
+
+def list_prefix(etcd: Etcd, prefix: str) -> tuple[dict[str, str], int]:
+    """What is under a prefix, rest of the key to value, and the revision it was read at."""
+    response = etcd.call(lambda client: client.get_prefix_response(prefix))
+    found = {
+        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
+    }
+    return found, response.header.revision
 
 
 def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
     """The teachers of a service, endpoint to value, and the revision they were read at."""
-    prefix = nodes_prefix(service)
-    response = etcd.call(lambda client: client.get_prefix_response(prefix))
-    nodes = {
-        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
-    }
-    return nodes, response.header.revision
+    return list_prefix(etcd, nodes_prefix(service))
 
 
 class Registration:
-    """Keeps one endpoint's entry in the registry for as long as it is healthy.
+    """Keeps one entry (a teacher's, unless ``kind`` says otherwise) in the registry for as long as
+    it is healthy.
 
     ``start`` writes the entry; a thread then keeps its lease alive. The entry is withdrawn while
     ``healthy()`` is false and written again when it is true. If etcd loses the lease (it expired
@@ -56,14 +79,16 @@ class Registration:
         value: str,
         ttl: int = 10,
         healthy: Callable[[], bool] = lambda: True,
+        kind: str = NODES,
     ) -> None:
         self._etcd = etcd
-        self._key = nodes_prefix(service) + endpoint
+        self._key = service_prefix(service) + kind + endpoint
         self._value = value
         self._ttl = ttl
         self._healthy = healthy
         self._lease: Optional[Any] = None
         self._refresh_at = 0.0
+        self._written = ""
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="edl-registration", daemon=True)
@@ -91,6 +116,10 @@ class Registration:
                         complain_at = now + _COMPLAIN_EVERY
                         logger.warning("%s; trying again", error)
                     self._stopped.wait(1.0)
+
+    def update(self, value: str) -> None:
+        """Change the entry's value, within a second or so."""
+        self._value = value
 
     def stop(self) -> None:
         """Withdraw the entry and stop. Does not raise: what cannot be withdrawn now expires."""
@@ -126,6 +155,23 @@ class Registration:
             logger.warning("etcd no longer knows the lease of %s", self._key)
             self._lease = None
             self._write()
+        elif self._value != self._written:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Put the new value in place of ours, if that is still there."""
+        old, new, lease = self._written, self._value, self._lease
+
+        def replace(client: Any) -> bool:
+            ours = client.transactions.value(self._key) == old
+            put = client.transactions.put(self._key, new, lease)
+            written, _ = client.transaction(compare=[ours], success=[put], failure=[])
+            return written
+
+        if self._etcd.call(replace):
+            self._written = new
+        else:  # gone with its lease, which the next refresh finds out
+            self._refresh_at = 0.0
 
     def _refresh(self) -> bool:
         """Whether the lease lives on."""
@@ -138,16 +184,18 @@ class Registration:
     def _write(self) -> None:
         lease = self._etcd.call(lambda client: client.lease(self._ttl))
 
+        value = self._value
+
         def put_if_absent(client: Any) -> bool:
             absent = client.transactions.create(self._key) == 0
-            put = client.transactions.put(self._key, self._value, lease)
+            put = client.transactions.put(self._key, value, lease)
             written, _ = client.transaction(compare=[absent], success=[put], failure=[])
             return written
 
         if not self._etcd.call(put_if_absent):
             self._etcd.call(lambda client: client.revoke_lease(lease.id))
             raise AlreadyRegistered(f"another process holds {self._key}")
-        self._lease = lease
+        self._lease, self._written = lease, value
         self._refresh_at = time.monotonic() + self._ttl / 3
 
     def _withdraw(self) -> None:
