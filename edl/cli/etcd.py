@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import click
 
@@ -25,17 +26,13 @@ def command(host: str, port: int, data_dir: Optional[Path]) -> None:
     """
     from edl.discovery.embedded import EmbeddedEtcd
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    server = EmbeddedEtcd(data_dir, port, host)
-    try:
-        server.start()
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    with EmbeddedEtcd(data_dir, port, host) as server:
         click.echo(f"etcd ready at {server.endpoint}")
-        status = server.wait()
-        raise click.ClickException(f"etcd ended by itself with status {status}")
-    except KeyboardInterrupt:
-        click.echo("etcd stopped")
-    finally:
-        server.stop()
+        while not stop.wait(0.2):
+            status = server.poll()
+            if status is not None:
+                raise click.ClickException(f"etcd ended by itself with status {status}")
+    click.echo("etcd stopped")

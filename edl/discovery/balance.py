@@ -32,10 +32,13 @@ _ANY_GAIN = 1 + 1e-6  # beyond what floating point makes of equal numbers
 
 @dataclass(frozen=True)
 class Student:
-    """What a student asks for: at most so many teachers, and so many rows per second."""
+    """What a student asks for: at most so many teachers, so many rows per second, and none of those
+    that it cannot use (unless there are no others).
+    """
 
     max_teachers: int = 1 << 30
     want: float = math.inf
+    avoid: frozenset[str] = frozenset()
 
 
 def balance(
@@ -101,9 +104,13 @@ class _State:
         self.holders: dict[str, set[str]] = {teacher: set() for teacher in teachers}
         self.got: dict[str, float] = {}
         self._touched: set[str] = set()
-        for student in students:
+        self.avoid: dict[str, frozenset[str]] = {}
+        for student, asked in students.items():
+            self.avoid[student] = frozenset() if asked.avoid >= teachers.keys() else asked.avoid
             self.links[student] = {
-                teacher for teacher in current.get(student, ()) if teacher in teachers
+                teacher
+                for teacher in current.get(student, ())
+                if teacher in teachers and teacher not in self.avoid[student]
             }
             for teacher in self.links[student]:
                 self.holders[teacher].add(student)
@@ -113,6 +120,10 @@ class _State:
     def share(self, teacher: str, more: int = 0) -> float:
         """What each of a teacher's students gets of it, if it had ``more`` of them."""
         return self.teachers[teacher] / max(1, len(self.holders[teacher]) + more)
+
+    def may_take(self, student: str, teacher: str) -> bool:
+        """Whether a link between them is possible and not there yet."""
+        return teacher not in self.links[student] and teacher not in self.avoid[student]
 
     def has_room(self, student: str) -> bool:
         """Whether it may have one more teacher."""
@@ -171,13 +182,20 @@ class _State:
         heapq.heapify(poor)
         given = False
         for teacher in idle:
-            if not poor:
+            passed_over = []
+            while poor:
+                entry = heapq.heappop(poor)
+                student = entry[1]
+                if not self.may_take(student, teacher):
+                    passed_over.append(entry)
+                    continue
+                self.link(student, teacher)
+                given = True
+                if self.wants_more(student) and self.has_room(student):
+                    heapq.heappush(poor, (self.got[student], student))
                 break
-            _, student = heapq.heappop(poor)
-            self.link(student, teacher)
-            given = True
-            if self.wants_more(student) and self.has_room(student):
-                heapq.heappush(poor, (self.got[student], student))
+            for entry in passed_over:
+                heapq.heappush(poor, entry)
         return given
 
     def level(self) -> bool:
@@ -258,7 +276,7 @@ class _State:
         for donor in self._top(rich, lambda entry: entry[0] == -self.got[entry[1]]):
             if not self._is_richer(donor, student):
                 break
-            candidates = self.links[donor] - self.links[student]
+            candidates = self.links[donor] - self.links[student] - self.avoid[student]
             if len(self.links[donor]) < 2 or not candidates:
                 continue
             half = (self.got[donor] - self.got[student]) / 2
@@ -272,7 +290,7 @@ class _State:
         """A teacher together with those who use it already."""
         changes = []
         for teacher in self._top(best, self._is_current):
-            if teacher not in self.links[student]:
+            if self.may_take(student, teacher):
                 gain = self.share(teacher, 1)
                 value = min(self.got[student] + gain, self._left(teacher, student))
                 changes.append(_Change(value, add=((student, teacher),)))
@@ -284,7 +302,7 @@ class _State:
         rest = self.got[student] - self.share(least)
         changes = []
         for teacher in self._top(best, self._is_current):
-            if teacher not in self.links[student]:
+            if self.may_take(student, teacher):
                 value = min(rest + self.share(teacher, 1), self._left(teacher, student))
                 changes.append(_Change(value, ((student, least),), ((student, teacher),)))
         return changes

@@ -122,10 +122,10 @@ class EmbeddedEtcd:
             process.kill()
             process.wait()
 
-    def wait(self) -> int:
-        """Wait for the process to end; its exit status."""
+    def poll(self) -> Optional[int]:
+        """The process's exit status; None while it runs."""
         assert self._process is not None, "etcd has not been started"
-        return self._process.wait()
+        return self._process.poll()
 
     def __enter__(self) -> EmbeddedEtcd:
         return self.start()

@@ -44,6 +44,8 @@ from edl.distill.records import (
 )
 from edl.errors import BatchRefused, ReaderError
 
+_KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
+
 
 class Dispatch(Generic[Payload]):
     """The state and every decision. Not thread-safe: the caller holds one lock around it."""
@@ -58,8 +60,6 @@ class Dispatch(Generic[Payload]):
         self._waiting: list[int] = []  # task ids, sorted
         self._next_task_id = 0
         self._next_batch = 0
-        self.demand = 1
-        self._demand_reviewed = 0.0
         self._head = 0  # the batch that the student takes next
         self._ready_batches = 0
         self._ready_bytes = 0
@@ -422,17 +422,13 @@ class Dispatch(Generic[Payload]):
         elif self.high:
             teacher.window = max(self.limits.min_window, teacher.window - 1)
 
-    def review_demand(self, now: float) -> None:
-        """Ask for one teacher more or less, at most once a second: more while the volume is low,
-        fewer while it is high, and as before in between (so that it does not oscillate).
-        """
-        if now < self._demand_reviewed + 1.0 or not self._batches:
-            return
-        self._demand_reviewed = now
-        if self.low:
-            self.demand = len(self.teachers) + 1
-        elif self.high:
-            self.demand = max(1, min(self.demand, len(self.teachers)) - 1)
+    def rates(self) -> dict[str, float]:
+        """Rows per second that each connected teacher delivers when it is kept busy."""
+        return {
+            teacher.name: round(teacher.rows / teacher.answered / teacher.usual, 1)
+            for teacher in self.teachers.values()
+            if teacher.answered >= _KNOWN_AFTER and teacher.usual > 0 and teacher.rows
+        }
 
     def stats(self, now: float) -> dict[str, Any]:
         """The counters, the buffer, and what each connected teacher does, as plain values."""
@@ -452,7 +448,6 @@ class Dispatch(Generic[Payload]):
         return {
             **asdict(self.counters),
             "buffer": buffer,
-            "demand": self.demand,
             "latency": quantiles(sorted(self._recent)),
             "teachers": teachers,
         }

@@ -357,7 +357,8 @@ class DistillReader(IterableDataset):
         ``tasks_sent``, ``resent`` (to another teacher after the first was lost), ``hedged`` (to a
         second one beside a slow first), ``duplicates`` (second answers, dropped),
         ``lost_teachers``; ``student_waited`` seconds; ``buffer`` (finished and not taken): batches,
-        bytes and level; ``demand``: the number of teachers that would suit; ``latency``: median and
+        bytes and level; ``want``: rows per second that are asked of the teachers together, None
+        for as many as can be had; ``latency``: median and
         p99 seconds; ``teachers``: for each connected one what it answered, its rows per second over
         the last seconds, latency, and tasks in flight. With several models: a dict of such by name.
         """

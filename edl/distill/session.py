@@ -12,14 +12,16 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
+from edl.discovery.records import StudentRecord
 from edl.distill.batches import ArrayBatch, SampleBatch
+from edl.distill.demand import Demand
 from edl.distill.dispatch import Dispatch
 from edl.distill.link import Answer, TeacherLink
 from edl.distill.plan import Columns
 from edl.distill.records import Finished, Limits, Task
-from edl.distill.teachers import Found, Teachers, choose
+from edl.distill.teachers import Found, Place, Teachers, choose
 from edl.distill.trace import Trace
 from edl.errors import (
     AccessDenied,
@@ -42,6 +44,12 @@ Batch = Union[SampleBatch, ArrayBatch]
 #: Answers that say that the connection is of no more use.
 _LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDenied)
 
+#: Seconds that a student waits for an assignment before it chooses teachers for itself, and that
+#: it calls a teacher unusable that has failed it.
+_PATIENCE_UNASSIGNED = 3.0
+_AVOID_FOR = 15.0
+
+_ASK_EVERY = 1.0
 _TICK = 0.05
 _COMPLAIN_EVERY = 5.0
 _REPORT_EVERY = 30.0
@@ -94,7 +102,11 @@ class Session:
         self._epoch: Optional[_Epoch] = None
         self._alone_since = time.monotonic()
         self._closed = False
-        self._end_watch: Callable[[], None] = lambda: None
+        self._place: Optional[Place] = None
+        self._assigned: Optional[frozenset[str]] = None
+        self._unassigned_since = time.monotonic()
+        self._demand = Demand()
+        self._avoided: dict[str, float] = {}  # teachers that failed us, and when
         self._supervisor = threading.Thread(
             target=self._supervise, name="edl-supervise", daemon=True
         )
@@ -102,7 +114,12 @@ class Session:
     def start(self) -> None:
         """Look for teachers and connect to them, in the background."""
         self._supervisor.start()
-        self._end_watch = self._config.teachers.watch(self._on_found)
+        self._place = self._config.teachers.join(
+            self._reader_id,
+            StudentRecord(self._config.max_teachers),
+            self._on_found,
+            self._on_assigned,
+        )
 
     def close(self) -> None:
         """End every thread and connection. Safe to call twice, and from any thread."""
@@ -113,7 +130,8 @@ class Session:
             links = [*self._links.values(), *self._retired]
             self._end_epoch_locked()
             self._notify_all()
-        self._end_watch()
+        if self._place is not None:
+            self._place.close()
         for link in links:
             link.stop()
         for link in links:
@@ -189,7 +207,8 @@ class Session:
         """See DistillReader.stats."""
         with self._lock:
             stats = self._dispatch.stats(time.monotonic())
-        return {**stats, "student_waited": self._student_waited}
+            want = self._demand.want
+        return {**stats, "want": want, "student_waited": self._student_waited}
 
     def _end_epoch_locked(self) -> None:
         self._epoch = None
@@ -274,8 +293,7 @@ class Session:
         if self._closed:
             return
         self._retired = {link for link in self._retired if link.alive}
-        failing = [link.endpoint for link in self._links.values() if link.failing]
-        chosen = choose(list(self._found), self._config.max_teachers, self._reader_id, failing)
+        chosen = self._wanted()
         self._dispatch.known = set(chosen)
         for endpoint, link in list(self._links.items()):
             if endpoint not in chosen:
@@ -283,6 +301,26 @@ class Session:
                 self._retire(link)
         for endpoint in chosen - self._links.keys():
             self._links[endpoint] = self._open(endpoint)
+
+    def _on_assigned(self, teachers: frozenset[str]) -> None:
+        with self._lock:
+            self._assigned = teachers
+            self._choose_teachers()
+
+    def _wanted(self) -> set[str]:
+        """The teachers to use: those assigned to this student; without an assignment for long, some
+        of its own choice, a different one for each student.
+        """
+        found = self._found
+        assigned = found.keys() & (self._assigned or ())
+        now = time.monotonic()
+        if assigned:
+            self._unassigned_since = now
+            return set(assigned)
+        if self._config.teachers.balanced and now - self._unassigned_since < _PATIENCE_UNASSIGNED:
+            return found.keys() & self._links.keys()
+        failing = [link.endpoint for link in self._links.values() if link.failing]
+        return choose(list(found), self._config.max_teachers, self._reader_id, failing)
 
     def _open(self, endpoint: str) -> TeacherLink:
         for link in self._retired:
@@ -338,8 +376,11 @@ class Session:
                 self._retired.discard(link)
             if had_client:
                 self._lost(link, reason)
-            if self._config.max_teachers is not None and not link.retiring:
-                self._choose_teachers()  # another one may do better
+            if not link.retiring:
+                if not link.unfit:  # that would be this student's mistake
+                    self._avoided[link.endpoint] = time.monotonic()
+                if self._config.max_teachers is not None:
+                    self._choose_teachers()  # another one may do better
 
     def _lost(self, link: TeacherLink, reason: str) -> None:
         blame = not (link.retiring or link.stopped or self._closed)
@@ -423,15 +464,18 @@ class Session:
     def _supervise(self) -> None:
         """What happens because time passes: timeouts, hedges, suspended teachers."""
         report_at = time.monotonic() + _REPORT_EVERY
+        ask_at = 0.0
         while True:
             if time.monotonic() >= report_at:
                 report_at += _REPORT_EVERY
                 self._report()
+            if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + _ASK_EVERY
+                self._ask_for_teachers()
             with self._lock:
                 if self._closed:
                     return
                 now = time.monotonic()
-                self._dispatch.review_demand(now)
                 late = [
                     (self._links.get(name), reason)
                     for name, reason in self._dispatch.overdue(now).items()
@@ -446,6 +490,32 @@ class Session:
             with self._lock:
                 if not self._closed:
                     self._tick.wait(_TICK if self._dispatch.pending else 10 * _TICK)
+
+    def _ask_for_teachers(self) -> None:
+        """Tell the others how many teachers would suit, and which ones we see how fast."""
+        with self._lock:
+            now, dispatch = time.monotonic(), self._dispatch
+            if dispatch.pending:
+                self._demand.update(
+                    now, dispatch.counters.rows, low=dispatch.low, high=dispatch.high
+                )
+            self._avoided = {
+                endpoint: since
+                for endpoint, since in self._avoided.items()
+                if endpoint not in dispatch.teachers and now - since < _AVOID_FOR
+            }
+            record = StudentRecord(
+                self._config.max_teachers,
+                self._demand.want,
+                dispatch.rates(),
+                tuple(sorted(self._avoided)),
+                round(self._demand.rows_per_second, 1),
+            )
+            if self._config.teachers.balanced and not self._assigned:
+                self._choose_teachers()
+            place = self._place
+        if place is not None:
+            place.report(record)
 
     def _report(self) -> None:
         """One line for the log."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional, Union
+from typing import Callable, Optional, Protocol, Union
 
+from edl.discovery.records import StudentRecord
 from edl.errors import ConfigError
 from edl.serving.client import parse_endpoint
 from edl.serving.entry import PROTOCOLS, Entry
@@ -14,6 +15,17 @@ from edl.serving.entry import PROTOCOLS, Entry
 #: Endpoint to the value of its registry entry (empty for fixed teachers).
 Found = Mapping[str, str]
 OnFound = Callable[[Found], None]
+OnAssigned = Callable[[frozenset[str]], None]
+
+
+class Place(Protocol):
+    """A student's place among those who share the teachers."""
+
+    def report(self, record: StudentRecord) -> None:
+        """Tell what the student wants and sees."""
+
+    def close(self) -> None:
+        """Leave it."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,14 @@ class FixedTeachers:
     """Teachers that do not change: pairs of an endpoint and what an entry would say of it."""
 
     entries: tuple[tuple[str, str], ...]
+    balanced = False
 
-    def watch(self, on_found: OnFound) -> Callable[[], None]:
-        """Report the teachers; returns what ends the watch."""
+    def join(
+        self, student: str, record: StudentRecord, on_found: OnFound, on_assigned: OnAssigned
+    ) -> Place:
+        """Report the teachers; nobody else is asked."""
         on_found(dict(self.entries))
-        return lambda: None
+        return _Alone()
 
     def __str__(self) -> str:
         return "teachers " + ", ".join(endpoint for endpoint, _ in self.entries)
@@ -33,29 +48,58 @@ class FixedTeachers:
 
 @dataclass(frozen=True)
 class ServiceTeachers:
-    """The teachers that are registered in etcd under a service name."""
+    """The teachers that are registered in etcd under a service name, shared between students."""
 
     etcd_endpoints: tuple[str, ...]
     service: str
+    balanced = True
 
-    def watch(self, on_found: OnFound) -> Callable[[], None]:
-        """Report the teachers now and after every change, from a thread of its own; returns what
-        ends the watch. Does not wait for etcd to answer.
+    def join(
+        self, student: str, record: StudentRecord, on_found: OnFound, on_assigned: OnAssigned
+    ) -> Place:
+        """Report the teachers there are, and those that are assigned to ``student``, now and after
+        every change, from threads of its own. Does not wait for etcd to answer.
         """
-        from edl.discovery import Etcd, Membership
-
-        etcd = Etcd(self.etcd_endpoints)
-        membership = Membership(etcd, self.service, on_found)
-        membership.start()
-
-        def close() -> None:
-            membership.close()
-            etcd.close()
-
-        return close
+        return _Registered(self, student, record, on_found, on_assigned)
 
     def __str__(self) -> str:
         return f"service {self.service!r} in etcd at {','.join(self.etcd_endpoints)}"
+
+
+class _Alone:
+    def report(self, record: StudentRecord) -> None:
+        """See Place."""
+
+    def close(self) -> None:
+        """See Place."""
+
+
+class _Registered:
+    def __init__(
+        self,
+        where: ServiceTeachers,
+        student: str,
+        record: StudentRecord,
+        on_found: OnFound,
+        on_assigned: OnAssigned,
+    ) -> None:
+        from edl.discovery import Etcd, Membership, Participation
+
+        self._etcd = Etcd(where.etcd_endpoints)
+        self._membership = Membership(self._etcd, where.service, on_found)
+        self._participation = Participation(self._etcd, where.service, student, record, on_assigned)
+        self._membership.start()
+        self._participation.start()
+
+    def report(self, record: StudentRecord) -> None:
+        """See Place."""
+        self._participation.report(record)
+
+    def close(self) -> None:
+        """See Place."""
+        self._membership.close()
+        self._participation.close()
+        self._etcd.close()
 
 
 Teachers = Union[FixedTeachers, ServiceTeachers]

@@ -16,9 +16,10 @@ STUDENTS = [f"s{number}" for number in range(8)]
 teachers = st.dictionaries(
     st.sampled_from(TEACHERS), st.sampled_from([10.0, 20.0, 50.0, 100.0]) | st.floats(1, 1000)
 )
+avoided = st.frozensets(st.sampled_from(TEACHERS), max_size=4)
 limits = st.integers(1, 12) | st.just(1 << 30)
 wants = st.just(math.inf) | st.floats(1, 2000)
-students = st.dictionaries(st.sampled_from(STUDENTS), st.builds(Student, limits, wants))
+students = st.dictionaries(st.sampled_from(STUDENTS), st.builds(Student, limits, wants, avoided))
 unlimited = st.dictionaries(st.sampled_from(STUDENTS), st.just(Student()))
 history = st.dictionaries(st.sampled_from(STUDENTS), st.frozensets(st.sampled_from(TEACHERS)))
 situations = st.tuples(teachers, students, history)
@@ -46,6 +47,8 @@ def test_only_who_is_there_is_assigned_and_nobody_exceeds_its_limit(situation):
     for student, links in result.items():
         assert links <= teachers.keys()
         assert len(links) <= students[student].max_teachers
+        avoid = students[student].avoid
+        assert not links & avoid or avoid >= teachers.keys()
 
 
 @given(situations)
@@ -60,13 +63,10 @@ def test_no_teacher_idles_while_a_student_wants_more_and_may_have_it(situation):
     teachers, students, _ = situation
     result = balance(*situation)
     got = rates(teachers, result)
-    hungry = [
-        name
-        for name, student in students.items()
-        if got[name] < student.want and len(result[name]) < student.max_teachers
-    ]
-    idle = [teacher for teacher, count in shares(teachers, result).items() if not count]
-    assert not (hungry and idle)
+    idle = {teacher for teacher, count in shares(teachers, result).items() if not count}
+    for name, student in students.items():
+        if got[name] < student.want and len(result[name]) < student.max_teachers:
+            assert idle <= student.avoid
 
 
 @given(situations)

@@ -1,0 +1,116 @@
+"""A student's place in its service: what it asks for, and which teachers it is given.
+
+The record at ``students/<id>`` says what the student wants and measures; the balancer, whoever that
+is at the moment, answers at ``assignments/<id>``. Without an answer, what was assigned last stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Callable
+
+from edl.discovery.balancer import Balancer
+from edl.discovery.etcd import Etcd
+from edl.discovery.membership import Members, Watch
+from edl.discovery.records import StudentRecord, parse_assignment
+from edl.discovery.registry import ASSIGNMENTS, STUDENTS, Registration, service_prefix
+from edl.errors import AlreadyRegistered, EtcdUnavailable
+
+logger = logging.getLogger(__name__)
+
+STUDENT_TTL = 10
+
+_REPORT_EVERY = 5.0
+_NOISE = 0.2
+
+
+class Participation:
+    """One student in one service, while ``start`` to ``close``.
+
+    ``on_assigned(teachers)`` is called, from a thread of its own, with every assignment.
+    ``lead``: whether this process may be elected to balance.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        service: str,
+        student: str,
+        record: StudentRecord,
+        on_assigned: Callable[[frozenset[str]], None],
+        lead: bool = True,
+    ) -> None:
+        self._student = student
+        self._record = record
+        self._report_at = 0.0
+        self._on_assigned = on_assigned
+        self._extra = {
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": round(time.time(), 3),
+        }
+        self._registration = Registration(
+            etcd, service, student, record.to_json(**self._extra), STUDENT_TTL, kind=STUDENTS
+        )
+        prefix = service_prefix(service) + ASSIGNMENTS + student
+        self._watch = Watch(etcd, prefix, self._on_change)
+        self._balancer = Balancer(etcd, service) if lead else None
+        self._starting = threading.Thread(target=self._register, name="edl-student", daemon=True)
+
+    def start(self) -> None:
+        """Register and wait for assignments, in the background."""
+        self._starting.start()
+        self._watch.start()
+        if self._balancer is not None:
+            self._balancer.start()
+
+    def report(self, record: StudentRecord) -> None:
+        """Say something else of oneself; written within a second if it is news."""
+        now = time.monotonic()
+        if _is_urgent(self._record, record) or (
+            now >= self._report_at and _is_news(self._record, record)
+        ):
+            self._record, self._report_at = record, now + _REPORT_EVERY
+            self._registration.update(record.to_json(**self._extra))
+
+    def close(self) -> None:
+        """Leave: the teachers are free for others at once."""
+        self._watch.close()
+        leaving = threading.Thread(target=self._registration.stop, daemon=True)
+        leaving.start()
+        if self._balancer is not None:
+            self._balancer.stop()
+        leaving.join()
+
+    def _register(self) -> None:
+        try:
+            self._registration.start(patience=float("inf"))
+        except (EtcdUnavailable, AlreadyRegistered) as error:  # only when it is being closed
+            logger.debug("registering student %s: %s", self._student, error)
+
+    def _on_change(self, found: Members) -> None:
+        if "" in found:
+            self._on_assigned(parse_assignment(found[""]))
+
+
+def _is_urgent(old: StudentRecord, new: StudentRecord) -> bool:
+    """Whether the balancer should know at once."""
+    return (old.max_teachers, old.want, old.avoid) != (new.max_teachers, new.want, new.avoid)
+
+
+def _is_news(old: StudentRecord, new: StudentRecord) -> bool:
+    """Whether what was measured has changed by more than noise."""
+
+    def differs(before: float, after: float) -> bool:
+        return abs(after - before) > _NOISE * max(before, after)
+
+    known = old.rates.keys() & new.rates.keys()
+    return (
+        differs(old.rows_per_second, new.rows_per_second)
+        or bool(new.rates.keys() - old.rates.keys())
+        or any(differs(old.rates[teacher], new.rates[teacher]) for teacher in known)
+    )
