@@ -16,6 +16,8 @@ from edl.errors import EdlError
 _COMMANDS = {
     "teacher": ("edl.cli.teacher", "Host a teacher model."),
     "register": ("edl.cli.register", "Keep a server in the registry while it is healthy."),
+    "ls": ("edl.cli.ls", "Show services, teachers, students and assignments."),
+    "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "etcd": ("edl.cli.etcd", "Run an etcd for small clusters and experiments."),
     "demo": ("edl.cli.demo", "Run a demonstration on this machine."),

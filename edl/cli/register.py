@@ -105,7 +105,11 @@ def _entry(options: dict[str, Any]) -> Entry:
         from edl.serving.prototxt import read_config
 
         description = read_config(options["conf"]).describe()
-    extra = {"hostname": socket.gethostname(), "registrar": os.getpid()}
+    extra = {
+        "hostname": socket.gethostname(),
+        "registrar": os.getpid(),
+        "since": round(time.time(), 3),
+    }
     return Entry(options["protocol"], options["form"], description, extra)
 
 

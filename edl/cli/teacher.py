@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -15,9 +16,13 @@ from edl.errors import ConfigError
 
 if TYPE_CHECKING:
     from edl.discovery import Registration
+    from edl.serving.entry import Entry
     from edl.serving.server import TeacherServer
 
 logger = logging.getLogger(__name__)
+
+_UPDATE_EVERY = 5.0
+_STARTED = round(time.time(), 3)
 
 
 @click.command()
@@ -146,7 +151,10 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
     endpoint = f"{_advertised_host(options)}:{server.port}"
     registration = await _register(server, endpoint, options) if options["etcd"] else None
     click.echo(f"teacher ready at {endpoint}")
-    await stopping
+    while not stopping.done():
+        await asyncio.wait({stopping}, timeout=_UPDATE_EVERY)
+        if registration is not None:
+            registration.update(_entry(server).to_json())
     logger.info("leaving the registry and draining")
     if registration is not None:
         await asyncio.to_thread(registration.stop)
@@ -155,24 +163,33 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
 
 async def _register(server: TeacherServer, endpoint: str, options: dict[str, Any]) -> Registration:
     from edl.discovery import Etcd, Registration
-    from edl.serving.entry import Entry
 
-    extra = {
-        "pid": os.getpid(),
-        "hostname": socket.gethostname(),
-        "workers": len(server.engine.worker_pids),
-    }
-    entry = Entry(description=server.engine.description, extra=extra)
     registration = Registration(
         Etcd(options["etcd"]),
         options["service"],
         endpoint,
-        entry.to_json(),
+        _entry(server).to_json(),
         ttl=options["ttl"],
         healthy=lambda: server.healthy,
     )
     await asyncio.to_thread(registration.start)
     return registration
+
+
+def _entry(server: TeacherServer) -> Entry:
+    """What the registry says of the server. Its rate has two digits, so that it seldom changes."""
+    from edl.serving.entry import Entry
+
+    engine = server.engine
+    extra: dict[str, Any] = {
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "workers": len(engine.worker_pids),
+        "since": _STARTED,
+    }
+    if engine.rate:
+        extra["rate"] = float(f"{engine.rate:.2g}")
+    return Entry(description=engine.description, extra=extra)
 
 
 def _advertised_host(options: dict[str, Any]) -> str:

@@ -97,6 +97,8 @@ class Engine:
         self._run_timeout = run_timeout
         self._running: dict[Worker, float] = {}
         self._broken = ""
+        self._row_seconds = 0.0
+        self._usual_rows = 1.0
         self._timer: Optional[asyncio.TimerHandle] = None
         self._tasks: set[asyncio.Task] = set()
         self.loaded = False
@@ -109,6 +111,13 @@ class Engine:
     def ready(self) -> bool:
         """Whether at least one worker can compute."""
         return bool(self._ready)
+
+    @property
+    def rate(self) -> float:
+        """Rows per second that all workers together compute when they are kept busy; 0 until that
+        is known.
+        """
+        return len(self._ready) / self._row_seconds if self._row_seconds > 0 else 0.0
 
     @property
     def worker_pids(self) -> list[int]:
@@ -265,11 +274,19 @@ class Engine:
             self._bury(worker, jobs, error)
             return
         else:
-            self._metrics.compute_seconds.observe(asyncio.get_running_loop().time() - started)
+            took = asyncio.get_running_loop().time() - started
+            self._metrics.compute_seconds.observe(took)
+            self._learn_rate(rows, took)
             self._answer(worker, jobs, result)
         if worker in self._ready:
             self._idle.append(worker)
             self._dispatch()
+
+    def _learn_rate(self, rows: int, seconds: float) -> None:
+        """A moving average over batches; small ones say little and count less."""
+        weight = 0.2 * min(1.0, rows / max(1.0, self._usual_rows))
+        self._usual_rows += (rows - self._usual_rows) / 16
+        self._row_seconds += weight * (seconds / rows - self._row_seconds)
 
     async def _compute_each(self, worker: Worker, jobs: list[Job], error: WorkerError) -> None:
         """After a batch has failed: each of its requests alone, so that one that is at fault harms

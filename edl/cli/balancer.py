@@ -1,0 +1,78 @@
+"""``edl balancer``: assign teachers to students from a process that does nothing else."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Optional
+
+import click
+
+if TYPE_CHECKING:
+    from edl.discovery.balancer import Summary
+
+
+@click.command()
+@click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
+@click.option("--service", "services", required=True, multiple=True, help="Services to balance.")
+@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address for the metrics.")
+def command(etcd: str, services: tuple[str, ...], metrics_port: Optional[int], host: str) -> None:
+    """Assign teachers to students from a process of its own.
+
+    Students elect one of themselves to do this, so it is not needed. It is for those who prefer to
+    know where it happens, for very many students, and for autoscalers: demand and supply are served
+    as Prometheus metrics. Several may run; one leads, the others wait.
+    """
+    from edl.discovery import Balancer, Etcd
+
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    gauges = _Gauges(metrics_port, host) if metrics_port is not None else None
+    with Etcd(etcd) as client:
+        balancers = [
+            Balancer(
+                client,
+                service,
+                eager=True,
+                on_summary=lambda summary, service=service: (  # type: ignore[misc]
+                    gauges.show(service, summary) if gauges else None
+                ),
+            )
+            for service in services
+        ]
+        for balancer in balancers:
+            balancer.start()
+        click.echo(f"balancing {', '.join(services)}")
+        stop.wait()
+        for balancer in balancers:
+            balancer.stop()
+
+
+class _Gauges:
+    """A summary's numbers as Prometheus gauges, by service."""
+
+    def __init__(self, port: int, host: str) -> None:
+        from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+        registry = CollectorRegistry()
+        texts = {
+            "students": "Students registered",
+            "teachers": "Teachers registered",
+            "supply": "Rows per second that the teachers can compute together",
+            "demand": "Rows per second that the students want together",
+            "unsatisfied": "Students that want more than they get",
+            "idle": "Teachers without a student",
+            "links": "Pairs of a student and a teacher of its",
+        }
+        self._gauges = {
+            name: Gauge(f"edl_service_{name}", text, ["service"], registry=registry)
+            for name, text in texts.items()
+        }
+        start_http_server(port, host, registry)
+
+    def show(self, service: str, summary: Summary) -> None:
+        """Set the gauges."""
+        for name, gauge in self._gauges.items():
+            gauge.labels(service).set(getattr(summary, name))

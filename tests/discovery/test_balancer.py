@@ -1,0 +1,213 @@
+"""Students and balancers in a real etcd."""
+
+import json
+import math
+
+import pytest
+
+from edl.discovery import Balancer, Etcd, Participation, Registration, StudentRecord
+from edl.discovery.balancer import Rates, plan
+from edl.discovery.records import format_assignment, parse_assignment
+from edl.discovery.registry import LEADER, list_prefix, service_prefix
+from tests.support.processes import eventually
+
+ANY_NUMBER = StudentRecord()
+TEACHERS = [f"10.0.0.{number}:9000" for number in range(1, 7)]
+
+
+def entries(etcd, service):
+    return list_prefix(etcd, service_prefix(service))[0]
+
+
+def leader(etcd, service):
+    return entries(etcd, service).get(LEADER)
+
+
+@pytest.fixture
+def world(etcd_server, service):
+    """Teachers, students and balancers of a service; ended at the end."""
+
+    class World:
+        def __init__(self):
+            self.etcd = Etcd(etcd_server.endpoint)
+            self.assigned = {}
+            self._ends = [self.etcd.close]
+
+        def teacher(self, endpoint, rate=10.0):
+            value = json.dumps({"rate": rate})
+            registration = Registration(self.etcd, service, endpoint, value, ttl=2)
+            registration.start()
+            self._ends.append(registration.stop)
+            return registration
+
+        def student(self, name, record=ANY_NUMBER, lead=True):
+            etcd = Etcd(etcd_server.endpoint)
+
+            def on_assigned(teachers):
+                self.assigned[name] = teachers
+
+            participation = Participation(etcd, service, name, record, on_assigned, lead)
+            participation.start()
+            self._ends.append(participation.close)
+            return participation
+
+        def balancer(self, **options):
+            balancer = Balancer(self.etcd, service, ttl=2, eager=True, **options)
+            balancer.start()
+            self._ends.append(balancer.stop)
+            return balancer
+
+        def sizes(self):
+            return sorted(map(len, self.assigned.values()))
+
+        def end(self):
+            for end in reversed(self._ends):
+                end()
+
+    world = World()
+    yield world
+    world.end()
+
+
+def test_students_elect_one_of_themselves_and_share_the_teachers(world, etcd, service):
+    for endpoint in TEACHERS:
+        world.teacher(endpoint)
+    for name in ("a", "b", "c"):
+        world.student(name)
+    eventually(lambda: world.sizes() == [2, 2, 2])
+    assert set().union(*world.assigned.values()) == set(TEACHERS)
+    assert leader(etcd, service)
+    balance = eventually(lambda: json.loads(entries(etcd, service).get("balance", "{}")))
+    assert (balance["students"], balance["teachers"], balance["idle"]) == (3, 6, 0)
+    assert balance["supply"] == 60
+
+
+def test_a_student_that_leaves_frees_its_teachers_and_one_that_comes_gets_its_share(world):
+    for endpoint in TEACHERS:
+        world.teacher(endpoint)
+    world.student("a")
+    eventually(lambda: world.sizes() == [6])
+    b = world.student("b")
+    eventually(lambda: world.sizes() == [3, 3])
+    b.close()
+    eventually(lambda: len(world.assigned["a"]) == 6)
+
+
+def test_a_teacher_that_leaves_is_assigned_to_nobody_and_a_new_one_to_somebody(world):
+    one = world.teacher(TEACHERS[0])
+    world.student("a")
+    eventually(lambda: world.assigned.get("a") == {TEACHERS[0]})
+    world.teacher(TEACHERS[1])
+    eventually(lambda: world.assigned["a"] == {TEACHERS[0], TEACHERS[1]})
+    one.stop()
+    eventually(lambda: world.assigned["a"] == {TEACHERS[1]})
+
+
+def test_a_student_that_wants_less_is_given_less(world):
+    for endpoint in TEACHERS:
+        world.teacher(endpoint, rate=10)
+    a = world.student("a")
+    eventually(lambda: world.sizes() == [6])
+    a.report(StudentRecord(want=25.0))
+    eventually(lambda: world.sizes() == [3])
+    a.report(StudentRecord(want=None, avoid=tuple(TEACHERS[:2])))
+    eventually(lambda: world.assigned["a"] == set(TEACHERS[2:]))
+
+
+def test_when_the_leader_goes_another_follows_and_changes_nothing(world, etcd, service):
+    for endpoint in TEACHERS:
+        world.teacher(endpoint)
+    first = world.balancer()
+    eventually(lambda: first.leading)
+    for name in ("a", "b"):
+        world.student(name, lead=False)
+    eventually(lambda: world.sizes() == [3, 3])
+    before = dict(world.assigned)
+    second = world.balancer()
+    first.stop()
+    eventually(lambda: second.leading)
+    world.teacher("10.0.0.9:9000")
+    eventually(lambda: any("10.0.0.9:9000" in links for links in world.assigned.values()))
+    assert all(world.assigned[name] >= before[name] for name in before)
+
+
+def test_without_a_leader_everybody_keeps_what_it_has(world, etcd, service):
+    world.teacher(TEACHERS[0])
+    balancer = world.balancer()
+    world.student("a", lead=False)
+    eventually(lambda: world.assigned.get("a") == {TEACHERS[0]})
+    balancer.stop()
+    eventually(lambda: leader(etcd, service) is None)
+    world.teacher(TEACHERS[1])
+    assert parse_assignment(entries(etcd, service)["assignments/a"]) == {TEACHERS[0]}
+    assert world.assigned["a"] == {TEACHERS[0]}
+
+
+def test_who_is_no_longer_the_leader_cannot_write(world, etcd, service):
+    balancer = world.balancer()
+    eventually(lambda: balancer.leading)
+    assert balancer._write([("assignments/x", "{}")])
+    key = service_prefix(service) + LEADER
+    etcd.call(lambda client: client.put(key, "usurper"))
+    assert not balancer._write([("assignments/x", '{"teachers": ["evil"]}')])
+    assert entries(etcd, service)["assignments/x"] == "{}"
+    eventually(lambda: not balancer.leading)
+    etcd.call(lambda client: client.delete(key))
+    eventually(lambda: balancer.leading)
+
+
+def test_assignments_of_students_who_left_are_removed(world, etcd, service):
+    key = service_prefix(service) + "assignments/gone"
+    etcd.call(lambda client: client.put(key, format_assignment(frozenset(TEACHERS))))
+    world.balancer()
+    eventually(lambda: "assignments/gone" not in entries(etcd, service))
+
+
+def test_hundreds_of_students_are_written_in_several_transactions(world, etcd, service):
+    world.teacher(TEACHERS[0])
+    record = StudentRecord().to_json(since=0)
+    prefix = service_prefix(service)
+    for number in range(250):
+        etcd.call(lambda client, n=number: client.put(f"{prefix}students/s{n}", record))
+    world.balancer()
+    eventually(lambda: sum(key.startswith("assignments/") for key in entries(etcd, service)) == 250)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "nonsense",
+        '{"max_teachers": "many"}',
+        '{"rates": [1]}',
+        '{"want": "all"}',
+        "1e999",
+    ],
+)
+def test_a_students_mistake_is_its_own(text):
+    records = {"nodes/t1": "{gpu:20%, net:1}", "nodes/t2": "{}", "students/bad": text}
+    records["students/good"] = StudentRecord(1).to_json()
+    result = plan(records, Rates())
+    assert len(result.assignment["good"]) == 1
+    assert result.assignment["bad"]
+
+
+def test_a_rate_is_replaced_only_by_one_that_differs_by_more_than_noise():
+    rates = Rates()
+    assert rates.update({"t": 100.0, "unknown": None}) == {"t": 100.0, "unknown": 100.0}
+    assert rates.update({"t": 120.0})["t"] == 100.0
+    assert rates.update({"t": None})["t"] == 100.0
+    assert rates.update({"t": 130.0})["t"] == 130.0
+
+
+def test_what_students_measure_counts_where_teachers_say_nothing():
+    records = {
+        "nodes/says": '{"rate": 500}',
+        "nodes/silent": "{}",
+        "students/a": StudentRecord(rates={"says": 7.0, "silent": 70.0}).to_json(),
+        "students/b": StudentRecord(want=30.0, rates={"silent": math.inf}).to_json(),
+    }
+    rates = Rates()
+    plan(records, rates)
+    assert rates.in_use == {"says": 500.0, "silent": 70.0}
