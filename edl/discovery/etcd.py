@@ -7,9 +7,11 @@ turn; which one answered last is remembered.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Callable, TypeVar, Union
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import grpc
 
@@ -25,12 +27,16 @@ _CONNECTION_ERRORS = (
     etcd3.exceptions.ConnectionTimeoutError,
     etcd3.exceptions.InternalServerError,
 )
+_TRY_ELSEWHERE = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 _GRPC_OPTIONS = [
     # An etcd that comes back must be found within a second, not after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 10000),
     ("grpc.keepalive_timeout_ms", 5000),
+    # A watch may be silent for hours; a peer that has vanished must be noticed all the same.
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_http_proxy", 0),
 ]
 
@@ -41,7 +47,7 @@ def parse_endpoints(endpoints: Union[str, Sequence[str]]) -> list[tuple[str, int
     pairs = []
     for item in items:
         text = item.strip()
-        for scheme in ("etcd://", "http://"):
+        for scheme in ("etcd://", "http://", "https://"):
             text = text[len(scheme) :] if text.startswith(scheme) else text
         host, colon, port = text.rstrip("/").rpartition(":")
         if not colon or not host or not port.isdigit():
@@ -52,14 +58,65 @@ def parse_endpoints(endpoints: Union[str, Sequence[str]]) -> list[tuple[str, int
     return pairs
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What etcd wants to be shown: a user and password, and files in PEM format for TLS."""
+
+    user: Optional[str] = None
+    password: Optional[str] = None
+    ca_cert: Optional[str] = None
+    cert: Optional[str] = None
+    key: Optional[str] = None
+
+    @classmethod
+    def from_environment(cls) -> Credentials:
+        """From EDL_ETCD_USER, EDL_ETCD_PASSWORD, EDL_ETCD_CA_CERT, EDL_ETCD_CERT, EDL_ETCD_KEY.
+
+        Raises ConfigError if one is set without what it goes with, or a file is not there.
+        """
+        get = os.environ.get
+        found = cls(
+            get("EDL_ETCD_USER"),
+            get("EDL_ETCD_PASSWORD"),
+            get("EDL_ETCD_CA_CERT"),
+            get("EDL_ETCD_CERT"),
+            get("EDL_ETCD_KEY"),
+        )
+        if (found.user is None) != (found.password is None):
+            raise ConfigError("EDL_ETCD_USER and EDL_ETCD_PASSWORD go together")
+        if (found.cert is None) != (found.key is None):
+            raise ConfigError("EDL_ETCD_CERT and EDL_ETCD_KEY go together")
+        for path in (found.ca_cert, found.cert, found.key):
+            if path is not None and not os.path.isfile(path):
+                raise ConfigError(f"etcd's certificate or key {path!r} does not exist")
+        return found
+
+    def arguments(self) -> dict[str, Optional[str]]:
+        """For ``etcd3.client``."""
+        return {
+            "user": self.user,
+            "password": self.password,
+            "ca_cert": self.ca_cert,
+            "cert_cert": self.cert,
+            "cert_key": self.key,
+        }
+
+
 class Etcd:
     """etcd at one or more endpoints. Safe to use from several threads.
 
-    ``timeout``: seconds for one attempt at one endpoint.
+    ``timeout``: seconds for one attempt at one endpoint. ``credentials``: by default those of the
+    environment.
     """
 
-    def __init__(self, endpoints: Union[str, Sequence[str]], timeout: float = 3.0) -> None:
+    def __init__(
+        self,
+        endpoints: Union[str, Sequence[str]],
+        timeout: float = 3.0,
+        credentials: Optional[Credentials] = None,
+    ) -> None:
         self._addresses = parse_endpoints(endpoints)
+        self._credentials = credentials or Credentials.from_environment()
         self._timeout = timeout
         self._lock = threading.Lock()
         self._clients: dict[int, Any] = {}
@@ -76,18 +133,19 @@ class Etcd:
         """
         first = self._current
         error: Exception = EtcdUnavailable(f"{self} was closed")
-        for step in range(len(self._addresses)):
+        for step in range(len(self._addresses) + 1):
             index = (first + step) % len(self._addresses)
             try:
                 result = operation(self._client(index))
             except _CONNECTION_ERRORS as failure:
                 error = failure
             except (grpc.RpcError, etcd3.exceptions.Etcd3Exception) as failure:
-                if isinstance(failure, grpc.RpcError) and failure.code() in (
-                    grpc.StatusCode.CANCELLED,
-                    grpc.StatusCode.UNKNOWN,
-                ):
+                if isinstance(failure, grpc.RpcError) and failure.code() in _TRY_ELSEWHERE:
                     error = failure
+                    continue
+                if _is_stale_token(failure):  # etcd has been started anew, or it has expired
+                    error = failure
+                    self._forget(index)
                     continue
                 raise DiscoveryError(f"{self}: {describe(failure)}") from failure
             except ValueError as failure:  # gRPC's word for a channel that was closed meanwhile
@@ -119,7 +177,9 @@ class Etcd:
             done.wait()  # ending the requests would end the stream
 
         client = self._client(self._current)
-        stream = rpc.WatchStub(client.channel).Watch(requests(), metadata=client.metadata)
+        # A member that has lost its leader must end the stream; it would only be silent otherwise.
+        metadata = (*(client.metadata or ()), ("hasleader", "true"))
+        stream = rpc.WatchStub(client.channel).Watch(requests(), metadata=metadata)
         stream.add_callback(done.set)
         return stream
 
@@ -143,10 +203,31 @@ class Etcd:
                 raise EtcdUnavailable(f"{self} was closed")
             if index not in self._clients:
                 host, port = self._addresses[index]
-                self._clients[index] = etcd3.client(
-                    host=host, port=port, timeout=self._timeout, grpc_options=_GRPC_OPTIONS
+                client = etcd3.client(
+                    host=host,
+                    port=port,
+                    timeout=self._timeout,
+                    grpc_options=_GRPC_OPTIONS,
+                    **self._credentials.arguments(),
                 )
+                # The token is in the metadata too; gRPC refuses call credentials without TLS.
+                client.call_credentials = None
+                self._clients[index] = client
             return self._clients[index]
+
+    def _forget(self, index: int) -> None:
+        with self._lock:
+            client = self._clients.pop(index, None)
+        if client is not None:
+            client.close()
+
+
+def _is_stale_token(error: Exception) -> bool:
+    return (
+        isinstance(error, grpc.RpcError)
+        and error.code() == grpc.StatusCode.UNAUTHENTICATED
+        and "token" in error.details()
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from tests.support.processes import ROOT, eventually, python_teacher
 
 SERVICE = "cluster"
 TEACHER_TTL = 3
+BATCHES = 5000
 
 
 class Student:
@@ -98,7 +99,7 @@ def test_students_teachers_the_leader_and_etcd_are_killed_in_turn(tmp_path):
             everything.append(made)
             return made
 
-        def student(batches=4000):
+        def student(batches=BATCHES):
             made = Student(server.endpoint, batches)
             everything.append(made)
             return made
@@ -139,11 +140,12 @@ def test_students_teachers_the_leader_and_etcd_are_killed_in_turn(tmp_path):
             time.sleep(2.0)
             assert all(now.seen > then for now, then in zip(students, before)), "without etcd"
             server.start()
-            converges("etcd is killed and started again")
+            teachers.pop(0).kill()
+            converges("etcd is killed and started again, and then a teacher is killed")
 
             for remaining in students:
-                assert remaining.finish() == 4000
-                assert remaining.last.startswith("done 4000")
+                assert remaining.finish() == BATCHES
+                assert remaining.last == f"done {BATCHES}\n"
         finally:
             for process in everything:
                 process.close()

@@ -1,0 +1,112 @@
+"""``edl ls`` and ``edl balancer``."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from edl.discovery import Etcd, Participation, Registration, StudentRecord
+from edl.discovery.embedded import free_port
+from tests.serving.test_teacher_cli import edl
+from tests.support.processes import ROOT, eventually
+
+
+@pytest.fixture
+def populated(etcd_server, etcd, service):
+    """Two teachers, one of them the original's, and a student."""
+    rated = Registration(etcd, service, "10.0.0.1:9000", '{"rate": 120, "protocol": "baidu_std"}')
+    original = Registration(etcd, service, "10.0.0.2:9000", "{gpu:20%, net:1}")
+    assigned = []
+    with Etcd(etcd_server.endpoint) as own:
+        student = Participation(own, service, "student1", StudentRecord(3), assigned.append)
+        for part in (rated, original, student):
+            part.start()
+        eventually(lambda: assigned and len(assigned[-1]) == 2)
+        yield service
+        student.close()
+        original.stop()
+        rated.stop()
+
+
+def test_ls_shows_services_teachers_students_and_assignments(etcd_server, populated):
+    result = edl("ls", "--etcd", etcd_server.endpoint, "--service", populated)
+    assert result.returncode == 0
+    for text in (populated, "2 teachers, 1 students", "10.0.0.1:9000", "baidu_std", "120"):
+        assert text in result.stdout
+    assert "{gpu:20%, net:1}" in result.stdout.replace("\n", "")
+    assert "student1"[:8] in result.stdout
+
+
+def test_ls_json_is_for_programs(etcd_server, populated):
+    everything = json.loads(edl("ls", "--etcd", etcd_server.endpoint, "--json").stdout)
+    one = json.loads(
+        edl("ls", "--etcd", etcd_server.endpoint, "--json", "--service", populated).stdout
+    )
+    assert everything[populated] == one[populated]
+    found = one[populated]
+    assert found["students"]["student1"]["teachers"] == ["10.0.0.1:9000", "10.0.0.2:9000"]
+    assert found["students"]["student1"]["max_teachers"] == 3
+    assert found["teachers"]["10.0.0.2:9000"] == {"info": "{gpu:20%, net:1}"}
+    assert found["balance"]["teachers"] == 2
+    assert found["leader"]
+
+
+def test_ls_of_an_empty_registry_and_without_etcd(etcd_server):
+    assert (
+        "nothing is registered"
+        in edl("ls", "--etcd", etcd_server.endpoint, "--service", "no_such_service").stdout
+    )
+    result = edl("ls", "--etcd", f"127.0.0.1:{free_port()}")
+    assert result.returncode == 1
+    assert "does not answer" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ls_watch_redraws_until_it_is_interrupted(etcd_server, populated):
+    command = [sys.executable, "-m", "edl.cli.main", "ls", "--etcd", etcd_server.endpoint]
+    process = subprocess.Popen(
+        [*command, "--watch", "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(2):
+        assert populated in json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    process.wait(10)
+    process.stdout.close()
+
+
+def test_a_balancer_of_its_own_serves_demand_and_supply_for_autoscalers(etcd_server, etcd, service):
+    port = free_port()
+    command = [sys.executable, "-m", "edl.cli.main", "balancer", "--etcd", etcd_server.endpoint]
+    process = subprocess.Popen(
+        [*command, "--service", service, "--metrics-port", str(port)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == f"balancing {service}\n"
+        teacher = Registration(etcd, service, "10.0.0.1:9000", '{"rate": 100}')
+        teacher.start()
+        with Etcd(etcd_server.endpoint) as own:
+            record = StudentRecord(want=250.0)
+            student = Participation(own, service, "s", record, lambda teachers: None, lead=False)
+            student.start()
+
+            def metrics():
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+                    return page.read().decode()
+
+            label = f'{{service="{service}"}}'
+            for line in (f"demand{label} 250.0", f"supply{label} 100.0", f"unsatisfied{label} 1.0"):
+                eventually(lambda line=line: f"edl_service_{line}" in metrics())
+            student.close()
+        teacher.stop()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        time.sleep(0.1)
+        assert etcd.call(lambda c: c.get(f"/service/{service}/leader")[0]) is None
+    finally:
+        process.kill()
+        process.communicate()
