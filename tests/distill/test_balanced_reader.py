@@ -1,0 +1,105 @@
+"""Readers that share the teachers of a service."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from edl.discovery import Registration
+from edl.discovery.registry import LEADER, service_prefix
+from edl.distill import DistillReader, Limits
+from tests.support.processes import eventually, python_teacher
+
+
+def batches(count):
+    return [(np.full((4, 2), number, "f4"),) for number in range(count)]
+
+
+def check(items):
+    """All of them, in order, with their own labels; how many there were."""
+    number = -1
+    for number, (img, prob) in enumerate(items):
+        assert (img == number).all()
+        assert (prob[:, 0] == 2 * number).all()
+    return number + 1
+
+
+@pytest.fixture
+def four(etcd_server, service):
+    """Four registered teachers; the address of their service."""
+    where = ("--etcd", etcd_server.endpoint, "--service", service)
+    teachers = [python_teacher("Sums", *where, verbose=False) for _ in range(4)]
+    yield f"etcd://{etcd_server.endpoint}/{service}"
+    for teacher in teachers:
+        teacher.close()
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 4), (2, 2)])
+def test_a_reader_alone_uses_all_teachers_within_its_limit(four, limit, expected):
+    def source():
+        return iter(batches(400))
+
+    with DistillReader(
+        ["img"], ["prob"], source=source, teachers=four, max_teachers=limit
+    ) as reader:
+        assert check(reader) == 400
+        eventually(lambda: len(reader.stats()["teachers"]) == expected)
+
+
+def test_two_readers_share_and_give_back(four):
+    first = DistillReader(["img"], ["prob"], source=lambda: iter(batches(100)), teachers=four)
+    second = DistillReader(["img"], ["prob"], source=lambda: iter(batches(100)), teachers=four)
+    with first:
+        assert check(first) == 100
+        eventually(lambda: len(first.stats()["teachers"]) == 4)
+        with second:
+            assert check(second) == 100
+            for reader in (first, second):
+                eventually(lambda one=reader: len(one.stats()["teachers"]) == 2)
+            ours, theirs = (set(reader.stats()["teachers"]) for reader in (first, second))
+            assert not ours & theirs
+        eventually(lambda: len(first.stats()["teachers"]) == 4)
+        assert check(first) == 100
+
+
+def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd, service):
+    squatter = Registration(etcd, service, "", "nobody", ttl=5, kind=LEADER)
+    squatter.start()
+    with DistillReader(
+        ["img"], ["prob"], source=batches(50), teachers=four, max_teachers=2
+    ) as reader:
+        started = time.monotonic()
+        assert check(reader) == 50
+        assert time.monotonic() - started > 2, "it has waited for somebody to assign"
+        assert len(reader.stats()["teachers"]) == 2
+    assert etcd.call(lambda c: c.get(service_prefix(service) + LEADER)[0]) == b"nobody"
+    squatter.stop()
+
+
+@pytest.mark.slow
+def test_a_student_that_is_slower_than_its_teachers_releases_some(four):
+    def endless():
+        number = 0
+        while not finished.is_set():
+            yield (np.full((4, 2), number, "f4"),)
+            number += 1
+
+    def student():
+        for number, (img, prob) in enumerate(reader):
+            assert (img == number).all()
+            assert (prob[:, 0] == 2 * number).all()
+            time.sleep(0.02)
+
+    finished = threading.Event()
+    limits = Limits(low_batches=2, high_batches=6)
+    with DistillReader(["img"], ["prob"], source=endless, teachers=four, limits=limits) as reader:
+        thread = threading.Thread(target=student)
+        thread.start()
+        eventually(lambda: len(reader.stats().get("teachers", ())) == 4, 20)
+        eventually(lambda: reader.stats()["want"] is not None, 40)
+        eventually(lambda: len(reader.stats()["teachers"]) < 4, 20)
+        assert 150 < reader.stats()["want"] < 250, "rows per second: 4 in 20 ms, and a fifth more"
+        finished.set()
+        thread.join(20)
+        assert not thread.is_alive()
