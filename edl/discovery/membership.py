@@ -25,7 +25,7 @@ Members = dict[str, str]
 
 _DELETE = 1
 _RELIST_DELAY = 0.3
-_COMPLAIN_EVERY = 5.0
+_COMPLAIN_EVERY = 30.0
 
 
 class Watch:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = "/service"
 
-_COMPLAIN_EVERY = 5.0
+_COMPLAIN_EVERY, _REMIND_EVERY = 5.0, 30.0
 
 
 NODES, STUDENTS, ASSIGNMENTS = "nodes/", "students/", "assignments/"
@@ -140,7 +140,7 @@ class Registration:
             except DiscoveryError as error:
                 now = time.monotonic()
                 if now >= complain_at:
-                    complain_at = now + _COMPLAIN_EVERY
+                    complain_at = now + _REMIND_EVERY
                     logger.warning("keeping %s in the registry failed: %s", self._key, error)
 
     def _keep_once(self) -> None:

@@ -1,11 +1,11 @@
-"""A student process: reads batches through a service, and says what it saw.
+"""A student process: reads batches through a service until its standard input is closed.
 
-python -m tests.support.student ETCD SERVICE BATCHES: one line per batch that was right, in order;
-"done" with the process's statistics at the end.
+python -m tests.support.student ETCD SERVICE: the number of each batch that was right, one a line;
+at the end "done" and how many batches its source has yielded.
 """
 
-import json
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,11 +14,16 @@ from edl.distill import DistillReader
 
 
 def main():
-    etcd, service, count = sys.argv[1:]
+    etcd, service = sys.argv[1:]
+    finished = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), finished.set()), daemon=True).start()
+    yielded = 0
 
     def batches():
-        for number in range(int(count)):
-            yield (np.full((4, 2), number, "f4"),)
+        nonlocal yielded
+        while not finished.is_set():
+            yielded += 1
+            yield (np.full((4, 2), yielded - 1, "f4"),)
 
     with DistillReader(
         ["img"], ["prob"], source=batches, teachers=f"etcd://{etcd}/{service}"
@@ -28,7 +33,7 @@ def main():
             assert (prob[:, 0] == 2 * number).all(), f"batch {number} has another's labels"
             print(number, flush=True)
             time.sleep(0.005)
-        print("done", json.dumps(reader.stats()["batches"]), flush=True)
+    print("done", yielded, flush=True)
 
 
 main()
