@@ -32,11 +32,11 @@ _GRPC_OPTIONS = [
     # An etcd that comes back must be found within a second, not after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 10000),
-    ("grpc.keepalive_timeout_ms", 5000),
-    # A watch may be silent for hours; a peer that has vanished must be noticed all the same.
+    # A watch may be silent for hours; a node that has vanished must be noticed all the same, within
+    # a lease. etcd allows a ping every 5 s, and none without a call.
+    ("grpc.keepalive_time_ms", 6000),
+    ("grpc.keepalive_timeout_ms", 3000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_http_proxy", 0),
 ]
 

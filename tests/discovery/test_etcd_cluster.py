@@ -42,24 +42,25 @@ def is_there(etcd):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_of_three_nodes_may_die_or_freeze_even_the_leader(tmp_path, signum):
     with Cluster(tmp_path) as cluster, Etcd(cluster.endpoints, timeout=1.0) as etcd:
-        registration = Registration(etcd, "s", HOST, "{}", ttl=5)
-        registration.start()
-        sight = Sight(etcd, "s")
         assigned = []
         student = Participation(etcd, "s", "a", StudentRecord(), assigned.append)
-        student.start()
-        eventually(lambda: sight.members == {HOST: "{}"} and assigned == [{HOST}])
-
-        cluster.leader().kill(signum)
+        registration = Registration(etcd, "s", HOST, "{}", ttl=5)
         second = Registration(etcd, "s", "10.0.0.2:9000", "{}", ttl=5)
-        second.start(patience=30)
-        eventually(lambda: sight.members.keys() == {HOST, "10.0.0.2:9000"}, 40)
-        eventually(lambda: assigned[-1] == {HOST, "10.0.0.2:9000"}, 40)
-        time.sleep(6)
-        assert HOST in list_nodes(etcd, "s")[0], "its lease was kept alive"
+        sight = Sight(etcd, "s")
+        try:
+            registration.start()
+            student.start()
+            eventually(lambda: sight.members == {HOST: "{}"} and assigned[-1:] == [{HOST}])
 
-        for ending in (second.stop, student.close, registration.stop, sight.membership.close):
-            ending()
+            cluster.leader().kill(signum)
+            second.start(patience=30)
+            eventually(lambda: sight.members.keys() == {HOST, "10.0.0.2:9000"}, 40)
+            eventually(lambda: assigned[-1] == {HOST, "10.0.0.2:9000"}, 40)
+            time.sleep(6)
+            assert HOST in list_nodes(etcd, "s")[0], "its lease was kept alive"
+        finally:
+            for ending in (second.stop, student.close, registration.stop, sight.membership.close):
+                ending()
 
 
 @pytest.mark.slow

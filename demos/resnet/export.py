@@ -1,0 +1,28 @@
+"""Write a trained network as a model that ``edl teacher`` hosts.
+
+python export.py --network resnet50 --weights teacher/student.pdparams --classes 10 --out model
+"""
+
+import argparse
+
+import models
+import paddle
+
+from edl.serving import export_model
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--network", required=True)
+parser.add_argument("--weights", help="what paddle.save(net.state_dict(), FILE) wrote")
+parser.add_argument("--classes", type=int, required=True)
+parser.add_argument("--image-size", type=int, default=32)
+parser.add_argument("--pdmodel", action="store_true", help="for Paddle Serving 0.9")
+parser.add_argument("--out", required=True)
+arguments = parser.parse_args()
+
+network = models.build(arguments.network, arguments.classes)
+if arguments.weights:
+    network.set_state_dict(paddle.load(arguments.weights))
+size = arguments.image_size
+feeds = {"image": ((3, size, size), "float32")}
+export_model(network, arguments.out, feeds, ["logits"], pdmodel=arguments.pdmodel)
+print(f"wrote {arguments.out}")
