@@ -20,6 +20,7 @@ _COMMANDS = {
     "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "etcd": ("edl.cli.etcd", "Run an etcd for small clusters and experiments."),
+    "launch": ("edl.cli.launch", "Run paddle.distributed.launch, with etcd if need be."),
     "demo": ("edl.cli.demo", "Run a demonstration on this machine."),
 }
 
