@@ -16,8 +16,8 @@ import click
 def command(arguments: tuple[str, ...]) -> None:
     """Run paddle.distributed.launch; everything is passed on to it.
 
-    Paddle's launcher finds its peers through etcd (`--master etcd://HOST:PORT`) with the etcd3 package,
-    which does not import beside a current protobuf. This makes it work and changes nothing else:
+    Paddle's launcher finds its peers through etcd (`--master etcd://HOST:PORT`) with the etcd3
+    package, which does not import beside a current protobuf. This mends that and nothing else:
     `edl launch --nproc_per_node 2 train.py ...` is `python -m paddle.distributed.launch
     --nproc_per_node 2 train.py ...`.
     """
