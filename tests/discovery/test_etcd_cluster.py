@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import trustme
 
 from edl.discovery import Balancer, Etcd, Membership, Participation, StudentRecord, list_nodes
 from edl.discovery._etcd3 import etcd3
@@ -138,21 +139,38 @@ def test_a_user_and_password(tmp_path, monkeypatch):
         member.close()
 
 
-def test_tls(tmp_path):
-    member = single(tmp_path, "--auto-tls", scheme="https")
-    certificate = member.data / "fixtures" / "client" / "cert.pem"
+def test_tls_with_certificates_of_both_sides(tmp_path):
+    authority = trustme.CA()
+    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("student.example")
+    files = {}
+    for name, blob in (
+        ("ca", authority.cert_pem),
+        ("server", server.cert_chain_pems[0]),
+        ("server_key", server.private_key_pem),
+        ("client", client.cert_chain_pems[0]),
+        ("client_key", client.private_key_pem),
+    ):
+        files[name] = str(tmp_path / f"{name}.pem")
+        blob.write_to_path(files[name])
+    member = single(
+        tmp_path,
+        *("--cert-file", files["server"], "--key-file", files["server_key"]),
+        *("--client-cert-auth", "--trusted-ca-file", files["ca"]),
+        scheme="https",
+    )
+    credentials = Credentials(ca_cert=files["ca"], cert=files["client"], key=files["client_key"])
     member.start()
     try:
-        eventually(certificate.is_file, 30)
-        credentials = Credentials(ca_cert=str(certificate))
         eventually(lambda: answers(member, credentials=credentials), 30)
         with Etcd(f"https://{member.endpoint}", credentials=credentials) as etcd:
             registration = Registration(etcd, "s", HOST, "{}")
             registration.start()
             assert HOST in list_nodes(etcd, "s")[0]
             registration.stop()
-        with Etcd(member.endpoint, timeout=1.0) as plain, pytest.raises(DiscoveryError):
-            list_nodes(plain, "s")
+        for lacking in (Credentials(), Credentials(ca_cert=files["ca"])):
+            with Etcd(member.endpoint, timeout=1.0, credentials=lacking) as etcd:
+                with pytest.raises(DiscoveryError):
+                    list_nodes(etcd, "s")
     finally:
         member.close()
 
