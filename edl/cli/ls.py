@@ -115,7 +115,7 @@ def _headline(name: str, one: dict[str, Any]) -> Any:
 
     balance = one["balance"]
     line = f"{name}: {len(one['teachers'])} teachers, {len(one['students'])} students"
-    if balance:
+    if balance and one["leader"]:  # otherwise it is of the past
         line += (
             f"; demand {balance['demand']:,.0f} and supply {balance['supply']:,.0f} rows/s"
             f", {balance['unsatisfied']} want more, {balance['idle']} teachers idle"
