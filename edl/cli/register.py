@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 if TYPE_CHECKING:
-    from edl.discovery import Registration
+    from edl.discovery import Etcd, Registration
     from edl.serving.entry import Entry
     from edl.serving.health import HealthWatch
 
 logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY = 5.0
+_LEAVE_WITHIN = 15.0
 
 
 @click.command()
@@ -93,8 +94,10 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
         registrars.append(_Registrar(server, registered, entry, options, stop))
     for registrar in registrars:
         registrar.start()
+    while not stop.wait(1.0):
+        pass
     for registrar in registrars:
-        registrar.join()
+        registrar.join(_LEAVE_WITHIN)
 
 
 def _entry(options: dict[str, Any]) -> Entry:
@@ -145,9 +148,12 @@ class _Registrar(threading.Thread):
         )
         watch.start()
         if self._wait_for(watch):
-            registration = self._register(watch)
-            self._stop_event.wait()
-            registration.stop()
+            from edl.discovery import Etcd
+
+            with Etcd(options["etcd"]) as etcd:
+                registration = self._register(watch, etcd)
+                self._stop_event.wait()
+                registration.stop()
         watch.stop()
 
     def _wait_for(self, watch: HealthWatch) -> bool:
@@ -161,8 +167,8 @@ class _Registrar(threading.Thread):
                 logger.warning("waiting for %s: %s", self._server, watch.problem)
         return True
 
-    def _register(self, watch: HealthWatch) -> Registration:
-        from edl.discovery import Etcd, Registration
+    def _register(self, watch: HealthWatch, etcd: Etcd) -> Registration:
+        from edl.discovery import Registration
         from edl.errors import TeacherError
         from edl.serving.health import learn
 
@@ -172,7 +178,7 @@ class _Registrar(threading.Thread):
         except TeacherError:  # it has just gone again; what was said of it is enough
             entry = self._entry
         registration = Registration(
-            Etcd(options["etcd"]),
+            etcd,
             options["service"],
             self._registered,
             entry.to_json(),

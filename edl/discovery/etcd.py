@@ -27,6 +27,7 @@ _CONNECTION_ERRORS = (
     etcd3.exceptions.ConnectionTimeoutError,
     etcd3.exceptions.InternalServerError,
 )
+_PULSE_EVERY = 4.0  # seconds; with a call's time limit it stays below a lease's ten
 _TRY_ELSEWHERE = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 _GRPC_OPTIONS = [
     # An etcd that comes back must be found within a second, not after gRPC's 20 s and more.
@@ -122,6 +123,9 @@ class Etcd:
         self._clients: dict[int, Any] = {}
         self._current = 0
         self._closed = False
+        self._ended = threading.Event()
+        self._streams: dict[Any, int] = {}
+        self._pulse: Optional[threading.Thread] = None
 
     def __str__(self) -> str:
         return "etcd at " + ",".join(f"{host}:{port}" for host, port in self._addresses)
@@ -176,15 +180,57 @@ class Etcd:
             yield request
             done.wait()  # ending the requests would end the stream
 
-        client = self._client(self._current)
+        index = self._current
+        client = self._client(index)
         # A member that has lost its leader must end the stream; it would only be silent otherwise.
         metadata = (*(client.metadata or ()), ("hasleader", "true"))
         stream = rpc.WatchStub(client.channel).Watch(requests(), metadata=metadata)
         stream.add_callback(done.set)
+        self._look_after(stream, index)
         return stream
+
+    def _look_after(self, stream: Any, index: int) -> None:
+        """Cancel a stream when its node stops answering: it would only be silent, and gRPC's own
+        pings take longer than a lease to find that out, or never do.
+        """
+        with self._lock:
+            self._streams[stream] = index
+            if self._pulse is None:
+                self._pulse = threading.Thread(
+                    target=self._take_pulse, name="edl-etcd-pulse", daemon=True
+                )
+                self._pulse.start()
+
+    def _take_pulse(self) -> None:
+        while not self._ended.wait(_PULSE_EVERY):
+            with self._lock:
+                self._streams = {
+                    stream: index for stream, index in self._streams.items() if stream.is_active()
+                }
+                nodes = set(self._streams.values())
+                if not nodes:
+                    self._pulse = None
+                    return
+            for index in nodes:
+                if not self._answers(index):
+                    self._current = (index + 1) % len(self._addresses)
+                    for stream, node in list(self._streams.items()):
+                        if node == index:
+                            stream.cancel()
+
+    def _answers(self, index: int) -> bool:
+        """Whether a node answers, and has a leader; what it answers is all the same."""
+        try:
+            self._client(index).get("/")
+        except _CONNECTION_ERRORS:
+            return False
+        except (grpc.RpcError, etcd3.exceptions.Etcd3Exception, EtcdUnavailable, ValueError):
+            return True
+        return True
 
     def close(self) -> None:
         """Close all connections; calls in other threads fail."""
+        self._ended.set()
         with self._lock:
             self._closed = True
             clients, self._clients = self._clients, {}
