@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional
 
 from edl.discovery.balance import Assignment, Student, balance, rates
 from edl.discovery.etcd import Etcd
+from edl.discovery.leased import LeasedKey
 from edl.discovery.membership import Members, Watch
 from edl.discovery.records import StudentRecord, format_assignment, parse_assignment
 from edl.discovery.registry import (
@@ -94,9 +95,10 @@ class Rates:
         usual = statistics.median(known) if known else 1.0
         before, self.in_use = self.in_use, {}
         for teacher, rate in measured.items():
-            new, old = rate or before.get(teacher) or usual, before.get(teacher)
-            keep = old is not None and abs(new - old) <= _RATE_TOLERANCE * old
-            self.in_use[teacher] = old if keep and old is not None else new
+            old = before.get(teacher)
+            new = rate or old or usual
+            news = old is None or abs(new - old) > _RATE_TOLERANCE * old
+            self.in_use[teacher] = new if news else before[teacher]
         return self.in_use
 
 
@@ -183,8 +185,7 @@ class Balancer:
         self._ttl = ttl
         self._eager = eager
         self._on_summary = on_summary
-        self._lease: Optional[Any] = None
-        self._refresh_at = 0.0
+        self._leadership = LeasedKey(etcd, self._prefix + LEADER, ttl)
         self._entries: Members = {}
         self._changed = threading.Event()
         self._vacant = threading.Event()
@@ -209,7 +210,7 @@ class Balancer:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                if self._wait_for_vacancy() and self._campaign():
+                if self._wait_for_vacancy() and self._leadership.take(self.name):
                     self._lead()
             except DiscoveryError as error:
                 logger.debug("balancing %s: %s", self._prefix, error)
@@ -237,28 +238,10 @@ class Balancer:
             self._stopped.wait(random.uniform(0.0, 0.1))
         return not self._stopped.is_set()
 
-    def _campaign(self) -> bool:
-        """Try to become the leader."""
-        key = self._prefix + LEADER
-        lease = self._etcd.call(lambda client: client.lease(self._ttl))
-
-        def put_if_absent(client: Any) -> bool:
-            absent = client.transactions.create(key) == 0
-            put = client.transactions.put(key, self.name, lease)
-            written, _ = client.transaction(compare=[absent], success=[put], failure=[])
-            return written
-
-        self._lease = lease
-        self._refresh_at = time.monotonic() + self._ttl / 3
-        return self._etcd.call(put_if_absent)
-
     def _step_down(self) -> None:
-        lease, self._lease = self._lease, None
         self.leading = False
-        if lease is None:
-            return
         try:
-            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+            self._leadership.release()
         except DiscoveryError as error:  # it ends by itself
             logger.debug("stepping down from %s: %s", self._prefix, error)
 
@@ -281,9 +264,9 @@ class Balancer:
         watch.start()
         try:
             while not listed.wait(0.1):
-                if self._stopped.is_set() or not self._keep_lease():
+                if self._stopped.is_set() or not self._leadership.keep():
                     return
-            while not self._stopped.is_set() and self._keep_lease():
+            while not self._stopped.is_set() and self._leadership.keep():
                 if not self._changed.wait(self._ttl / 3):
                     continue
                 self._stopped.wait(max(_DEBOUNCE, _REST * took))  # changes come in company
@@ -295,16 +278,6 @@ class Balancer:
                 took = time.monotonic() - started
         finally:
             watch.close()
-
-    def _keep_lease(self) -> bool:
-        """Whether this is still the leader, as far as the lease says."""
-        lease = self._lease
-        assert lease is not None
-        if time.monotonic() < self._refresh_at:
-            return True
-        replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
-        self._refresh_at = time.monotonic() + self._ttl / 3
-        return bool(replies) and replies[0].TTL > 0
 
     def _balance(self, rates_in_use: Rates) -> bool:
         """Compute and write. Whether this is the leader still."""

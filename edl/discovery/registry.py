@@ -18,9 +18,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Callable
 
 from edl.discovery.etcd import Etcd
+from edl.discovery.leased import LeasedKey
 from edl.errors import AlreadyRegistered, ConfigError, DiscoveryError, EtcdUnavailable
 
 logger = logging.getLogger(__name__)
@@ -81,14 +82,10 @@ class Registration:
         healthy: Callable[[], bool] = lambda: True,
         kind: str = NODES,
     ) -> None:
-        self._etcd = etcd
-        self._key = service_prefix(service) + kind + endpoint
+        self._entry = LeasedKey(etcd, service_prefix(service) + kind + endpoint, ttl)
         self._value = value
-        self._ttl = ttl
+        self._check_every = min(1.0, ttl / 3)
         self._healthy = healthy
-        self._lease: Optional[Any] = None
-        self._refresh_at = 0.0
-        self._written = ""
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="edl-registration", daemon=True)
@@ -130,81 +127,42 @@ class Registration:
         try:
             self._withdraw()
         except DiscoveryError as error:
-            logger.warning("%s stays until its lease expires: %s", self._key, error)
+            logger.warning("%s stays until its lease expires: %s", self._entry.key, error)
 
     def _keep(self) -> None:
         complain_at = 0.0
-        while not self._stopped.wait(min(1.0, self._ttl / 3)):
+        while not self._stopped.wait(self._check_every):
             try:
                 self._keep_once()
             except DiscoveryError as error:
                 now = time.monotonic()
                 if now >= complain_at:
                     complain_at = now + _REMIND_EVERY
-                    logger.warning("keeping %s in the registry failed: %s", self._key, error)
+                    logger.warning("keeping %s in the registry failed: %s", self._entry.key, error)
 
     def _keep_once(self) -> None:
+        entry = self._entry
         if not self._healthy():
-            if self._lease is not None:
-                logger.warning("%s is not healthy: withdrawn from the registry", self._key)
+            if entry.held:
+                logger.warning("%s is not healthy: withdrawn from the registry", entry.key)
                 self._withdraw()
-        elif self._lease is None:
+        elif not entry.held:
             self._write()
-            logger.info("%s is in the registry again", self._key)
-        elif time.monotonic() >= self._refresh_at and not self._refresh():
-            logger.warning("etcd no longer knows the lease of %s", self._key)
-            self._lease = None
+            logger.info("%s is in the registry again", entry.key)
+        elif not entry.keep():
+            logger.warning("etcd no longer knows the lease of %s", entry.key)
             self._write()
-        elif self._value != self._written:
-            self._rewrite()
-
-    def _rewrite(self) -> None:
-        """Put the new value in place of ours, if that is still there."""
-        old, new, lease = self._written, self._value, self._lease
-
-        def replace(client: Any) -> bool:
-            ours = client.transactions.value(self._key) == old
-            put = client.transactions.put(self._key, new, lease)
-            written, _ = client.transaction(compare=[ours], success=[put], failure=[])
-            return written
-
-        if self._etcd.call(replace):
-            self._written = new
-        else:  # gone with its lease, which the next refresh finds out
-            self._refresh_at = 0.0
-
-    def _refresh(self) -> bool:
-        """Whether the lease lives on."""
-        lease = self._lease
-        assert lease is not None
-        replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
-        self._refresh_at = time.monotonic() + self._ttl / 3
-        return bool(replies) and replies[0].TTL > 0
+        elif entry.value != self._value:
+            entry.change(self._value)
 
     def _write(self) -> None:
-        lease = self._etcd.call(lambda client: client.lease(self._ttl))
-
-        value = self._value
-
-        def put_if_absent(client: Any) -> bool:
-            absent = client.transactions.create(self._key) == 0
-            put = client.transactions.put(self._key, value, lease)
-            written, _ = client.transaction(compare=[absent], success=[put], failure=[])
-            return written
-
-        if not self._etcd.call(put_if_absent):
-            self._etcd.call(lambda client: client.revoke_lease(lease.id))
-            raise AlreadyRegistered(f"another process holds {self._key}")
-        self._lease, self._written = lease, value
-        self._refresh_at = time.monotonic() + self._ttl / 3
+        if not self._entry.take(self._value):
+            raise AlreadyRegistered(f"another process holds {self._entry.key}")
 
     def _withdraw(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is None:
-            return
         try:
-            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+            self._entry.release()
         except EtcdUnavailable:
             raise
         except DiscoveryError as error:  # such as: lease not found, it has expired
-            logger.debug("revoking the lease of %s: %s", self._key, error)
+            logger.debug("revoking the lease of %s: %s", self._entry.key, error)

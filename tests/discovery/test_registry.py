@@ -77,7 +77,7 @@ def test_an_entry_that_a_dead_process_left_is_waited_for(etcd, service, register
 
 def test_a_lost_lease_is_replaced(etcd, service, register):
     registration = register("mine", ttl=1)
-    etcd.call(lambda client: client.revoke_lease(registration._lease.id))
+    etcd.call(lambda client: client.revoke_lease(registration._entry._lease.id))
     assert nodes(etcd, service) == {}
     eventually(lambda: nodes(etcd, service) == {HOST: "mine"})
 
@@ -86,7 +86,7 @@ def test_a_process_that_lost_its_entry_neither_overwrites_nor_removes_its_succes
     etcd, service, register
 ):
     registration = register("old", ttl=1)
-    etcd.call(lambda client: client.revoke_lease(registration._lease.id))
+    etcd.call(lambda client: client.revoke_lease(registration._entry._lease.id))
     etcd.call(lambda client: client.put(nodes_prefix(service) + HOST, "new"))
     threading.Event().wait(1.5)
     assert nodes(etcd, service) == {HOST: "new"}
