@@ -240,12 +240,21 @@ class _State:
         """
         got, changes = self.got[student], self._leaves(student)
         worth = got * (1 + MARGIN)
+        offers = [
+            teacher
+            for teacher in self._top(best, self._is_current)
+            if self.may_take(student, teacher)
+        ]
         if self.has_room(student):
             moves = self._moves(student, rich)
             changes += [change for change in moves if change.value > got * _ANY_GAIN]
-            changes += [change for change in self._shares(student, best) if change.value > worth]
+            shares = self._shares(student, offers)
+            changes += [change for change in shares if change.value > worth]
         if self.links[student]:
-            changes += [change for change in self._switches(student, best) if change.value > worth]
+            links = self.links[student]
+            least = min(links, key=lambda teacher: (self.share(teacher), teacher))
+            switches = self._shares(student, offers, instead_of=least)
+            changes += [change for change in switches if change.value > worth]
         return max(changes, key=_Change.order, default=None)
 
     def _leaves(self, student: str) -> list[_Change]:
@@ -286,25 +295,18 @@ class _State:
             changes.append(_Change(value, ((donor, take),), ((student, take),)))
         return changes
 
-    def _shares(self, student: str, best: list) -> list[_Change]:
-        """A teacher together with those who use it already."""
+    def _shares(
+        self, student: str, offers: list[str], instead_of: Optional[str] = None
+    ) -> list[_Change]:
+        """A teacher together with those who use it already, perhaps in place of a lesser one."""
+        rest = self.got[student]
+        remove: tuple[Link, ...] = ()
+        if instead_of is not None:
+            rest, remove = rest - self.share(instead_of), ((student, instead_of),)
         changes = []
-        for teacher in self._top(best, self._is_current):
-            if self.may_take(student, teacher):
-                gain = self.share(teacher, 1)
-                value = min(self.got[student] + gain, self._left(teacher, student))
-                changes.append(_Change(value, add=((student, teacher),)))
-        return changes
-
-    def _switches(self, student: str, best: list) -> list[_Change]:
-        """A better teacher in place of the least."""
-        least = min(self.links[student], key=lambda teacher: (self.share(teacher), teacher))
-        rest = self.got[student] - self.share(least)
-        changes = []
-        for teacher in self._top(best, self._is_current):
-            if self.may_take(student, teacher):
-                value = min(rest + self.share(teacher, 1), self._left(teacher, student))
-                changes.append(_Change(value, ((student, least),), ((student, teacher),)))
+        for teacher in offers:
+            value = min(rest + self.share(teacher, 1), self._left(teacher, student))
+            changes.append(_Change(value, remove, ((student, teacher),)))
         return changes
 
     def _is_richer(self, rich: str, poor: str) -> bool:

@@ -122,7 +122,6 @@ class Etcd:
         self._lock = threading.Lock()
         self._clients: dict[int, Any] = {}
         self._current = 0
-        self._closed = False
         self._ended = threading.Event()
         self._streams: dict[Any, int] = {}
         self._pulse: Optional[threading.Thread] = None
@@ -214,9 +213,10 @@ class Etcd:
             for index in nodes:
                 if not self._answers(index):
                     self._current = (index + 1) % len(self._addresses)
-                    for stream, node in list(self._streams.items()):
-                        if node == index:
-                            stream.cancel()
+                    with self._lock:
+                        silent = [item for item, node in self._streams.items() if node == index]
+                    for stream in silent:
+                        stream.cancel()
 
     def _answers(self, index: int) -> bool:
         """Whether a node answers, and has a leader; what it answers is all the same."""
@@ -225,14 +225,13 @@ class Etcd:
         except _CONNECTION_ERRORS:
             return False
         except (grpc.RpcError, etcd3.exceptions.Etcd3Exception, EtcdUnavailable, ValueError):
-            return True
+            pass
         return True
 
     def close(self) -> None:
         """Close all connections; calls in other threads fail."""
         self._ended.set()
         with self._lock:
-            self._closed = True
             clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
@@ -245,7 +244,7 @@ class Etcd:
 
     def _client(self, index: int) -> Any:
         with self._lock:
-            if self._closed:
+            if self._ended.is_set():
                 raise EtcdUnavailable(f"{self} was closed")
             if index not in self._clients:
                 host, port = self._addresses[index]
