@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from typing import TYPE_CHECKING, Optional
 
 import click
+
+from edl.cli._signals import stop_event
 
 if TYPE_CHECKING:
     from edl.discovery.balancer import Summary
@@ -26,9 +26,7 @@ def command(etcd: str, services: tuple[str, ...], metrics_port: Optional[int], h
     """
     from edl.discovery import Balancer, Etcd
 
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+    stop = stop_event()
     gauges = _Gauges(metrics_port, host) if metrics_port is not None else None
     with Etcd(etcd) as client:
         balancers = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 from typing import Optional
 
 import click
+
+from edl.cli._signals import stop_event
 
 
 @click.command()
@@ -26,9 +26,7 @@ def command(host: str, port: int, data_dir: Optional[Path]) -> None:
     """
     from edl.discovery.embedded import EmbeddedEtcd
 
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+    stop = stop_event()
     with EmbeddedEtcd(data_dir, port, host) as server:
         click.echo(f"etcd ready at {server.endpoint}")
         while not stop.wait(0.2):

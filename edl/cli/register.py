@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
+
+from edl.cli._signals import stop_event
 
 if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
@@ -80,9 +81,7 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
     from edl.errors import ConfigError
     from edl.serving.client import parse_endpoint
 
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+    stop = stop_event()
     entry = _entry(options)
     registrars = []
     for server in servers:
