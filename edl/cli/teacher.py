@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import click
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edl.discovery import Registration
+    from edl.discovery import Etcd, Registration
     from edl.serving.entry import Entry
     from edl.serving.server import TeacherServer
 
@@ -149,23 +150,35 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
         return
     await starting
     endpoint = f"{_advertised_host(options)}:{server.port}"
-    registration = await _register(server, endpoint, options) if options["etcd"] else None
-    click.echo(f"teacher ready at {endpoint}")
-    while not stopping.done():
-        await asyncio.wait({stopping}, timeout=_UPDATE_EVERY)
+    with _registry(options) as etcd:
+        registration = await _register(etcd, server, endpoint, options) if etcd else None
+        click.echo(f"teacher ready at {endpoint}")
+        while not stopping.done():
+            await asyncio.wait({stopping}, timeout=_UPDATE_EVERY)
+            if registration is not None:
+                registration.update(_entry(server).to_json())
+        logger.info("leaving the registry and draining")
         if registration is not None:
-            registration.update(_entry(server).to_json())
-    logger.info("leaving the registry and draining")
-    if registration is not None:
-        await asyncio.to_thread(registration.stop)
+            await asyncio.to_thread(registration.stop)
     await server.drain()
 
 
-async def _register(server: TeacherServer, endpoint: str, options: dict[str, Any]) -> Registration:
-    from edl.discovery import Etcd, Registration
+def _registry(options: dict[str, Any]) -> contextlib.AbstractContextManager[Optional[Etcd]]:
+    """The etcd to register in, if there is one."""
+    if not options["etcd"]:
+        return contextlib.nullcontext()
+    from edl.discovery import Etcd
+
+    return Etcd(options["etcd"])
+
+
+async def _register(
+    etcd: Etcd, server: TeacherServer, endpoint: str, options: dict[str, Any]
+) -> Registration:
+    from edl.discovery import Registration
 
     registration = Registration(
-        Etcd(options["etcd"]),
+        etcd,
         options["service"],
         endpoint,
         _entry(server).to_json(),
