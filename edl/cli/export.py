@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, Optional
 
@@ -69,13 +68,10 @@ def command(
 
 def _make(target: str, weights: Optional[Path]) -> Any:
     from edl.serving._paddle import import_paddle
+    from edl.serving.factory import make
 
     paddle = import_paddle("exporting a model")
-    module_name, _, attribute = target.partition(":")
-    try:
-        layer = getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"cannot make a layer from {target!r}: {error}") from error
+    layer = make(target, "layer")
     if weights is not None:
         state = paddle.load(str(weights))
         missing, unexpected = layer.set_state_dict(state)

@@ -30,6 +30,15 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether all rows take the same number of bytes."""
+        return -1 not in self.shape and self.dtype != "str"
+
+    def zeros(self) -> np.ndarray:
+        """One row of zeros, if it has a fixed size."""
+        return np.zeros((1, *self.shape), self.dtype)
+
     def mismatch(self, array: np.ndarray) -> str:
         """Why ``array`` (rows first) is not of this kind, or an empty string if it is."""
         strings = self.dtype == "str" and array.dtype.kind in "OUS"

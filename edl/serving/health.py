@@ -21,11 +21,11 @@ def probe_feeds(description: Description) -> dict[str, np.ndarray]:
     """
     feeds = {}
     for name, spec in description.feeds.items():
-        if -1 in spec.shape or spec.dtype == "str":
+        if not spec.has_fixed_size:
             raise ConfigError(
                 f"cannot probe: feed {name!r} has no fixed size ({list(spec.shape)}, {spec.dtype})"
             )
-        feeds[name] = np.zeros((1, *spec.shape), spec.dtype)
+        feeds[name] = spec.zeros()
     return feeds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
-from edl.errors import ConfigError, ModelError
+from edl.errors import ModelError
 from edl.serving._paddle import import_paddle
 from edl.serving.accelerate import configure
 from edl.serving.description import Description, TensorSpec
+from edl.serving.factory import make
 from edl.serving.model import ModelFiles, find_model
 from edl.serving.prototxt import ModelConfig, Variable, read_config
 
@@ -58,27 +58,18 @@ def load_predictor(options: PredictorOptions) -> Predictor:
     if options.cpus:
         os.sched_setaffinity(0, options.cpus)
     if options.python:
-        predictor = _load_python(options.python)
+        predictor = make(options.python, "predictor")
     else:
         predictor = PaddlePredictor(find_model(Path(options.model)), options)
     _warm_up(predictor)
     return predictor
 
 
-def _load_python(target: str) -> Predictor:
-    module_name, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"cannot make a predictor from {target!r}: {error}") from error
-
-
 def _warm_up(predictor: Predictor) -> None:
     specs = predictor.description.feeds
-    if any(-1 in spec.shape or spec.dtype == "str" for spec in specs.values()):
-        return  # no telling what sizes make sense
-    zeros = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in specs.items()}
-    predictor.run(zeros, list(predictor.description.fetches))
+    if all(spec.has_fixed_size for spec in specs.values()):  # else no telling what makes sense
+        zeros = {name: spec.zeros() for name, spec in specs.items()}
+        predictor.run(zeros, list(predictor.description.fetches))
 
 
 def run_checked(
