@@ -136,20 +136,10 @@ class TeacherClient:
     def _wait(
         self, service: str, method: str, payload: list[Buffer], timeout: float, raw: bool
     ) -> Union[Outputs, memoryview]:
-        answered = threading.Event()
-        answers: list = []
+        def send(on_answer: OnAnswer) -> int:
+            return self._send(service, method, payload, on_answer, raw)
 
-        def on_answer(answer: Answer) -> None:
-            answers.append(answer)
-            answered.set()
-
-        correlation_id = self._send(service, method, payload, on_answer, raw)
-        if not answered.wait(timeout):
-            self.forget(correlation_id)
-            raise TeacherTimeout(self.endpoint, f"no answer within {timeout:g} s")
-        if isinstance(answers[0], TeacherError):
-            raise answers[0]
-        return answers[0]
+        return wait_for_answer(self.endpoint, send, self.forget, timeout)
 
     def _send(
         self, service: str, method: str, payload: list[Buffer], on_answer: OnAnswer, raw: bool
@@ -232,6 +222,33 @@ class TeacherClient:
             pass
         for on_answer, _ in lost.values():
             on_answer(self._broken)
+
+
+def wait_for_answer(
+    endpoint: str,
+    send: Callable[[OnAnswer], int],
+    forget: Callable[[int], None],
+    timeout: float,
+) -> Outputs:
+    """The answer to the request that ``send`` sends, which returns its correlation id.
+
+    Raises TeacherTimeout after ``timeout`` seconds, when the request is forgotten, or the
+    TeacherError that came instead of an answer.
+    """
+    answered = threading.Event()
+    answers: list[Answer] = []
+
+    def on_answer(answer: Answer) -> None:
+        answers.append(answer)
+        answered.set()
+
+    correlation_id = send(on_answer)
+    if not answered.wait(timeout):
+        forget(correlation_id)
+        raise TeacherTimeout(endpoint, f"no answer within {timeout:g} s")
+    if isinstance(answers[0], TeacherError):
+        raise answers[0]
+    return answers[0]
 
 
 def error_for(endpoint: str, code: int, message: str) -> TeacherError:

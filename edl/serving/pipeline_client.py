@@ -17,12 +17,11 @@ from edl.errors import (
     TeacherError,
     TeacherFailed,
     TeacherProtocolError,
-    TeacherTimeout,
     TeacherUnavailable,
     TeacherUnreachable,
     WireError,
 )
-from edl.serving.client import Answer, OnAnswer, Outputs
+from edl.serving.client import Answer, OnAnswer, Outputs, wait_for_answer
 from edl.serving.description import Description
 from edl.serving.pipeline_messages import (
     METHOD,
@@ -93,20 +92,12 @@ class PipelineClient:
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
     ) -> Outputs:
         """See TeacherClient.infer."""
-        answered = threading.Event()
-        answers: list[Answer] = []
-
-        def on_answer(answer: Answer) -> None:
-            answers.append(answer)
-            answered.set()
-
-        number = self.submit(feeds, fetches, on_answer)
-        if not answered.wait(timeout):
-            self.forget(number)
-            raise TeacherTimeout(self.endpoint, f"no answer within {timeout:g} s")
-        if isinstance(answers[0], TeacherError):
-            raise answers[0]
-        return answers[0]
+        return wait_for_answer(
+            self.endpoint,
+            lambda on_answer: self.submit(feeds, fetches, on_answer),
+            self.forget,
+            timeout,
+        )
 
     def describe(self, timeout: float = 10.0) -> Description:
         """What the pipeline serves, as far as it was said. Raises RequestRefused if it was not."""
