@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Optional
 
 from edl.discovery.balance import Assignment, Student, balance, rates
@@ -295,7 +295,7 @@ class Balancer:
             operations.append((ASSIGNMENTS + student, value))
         if result.summary != self._summary:
             self._summary = result.summary
-            operations.append((BALANCE, json.dumps(result.summary.__dict__)))
+            operations.append((BALANCE, json.dumps(asdict(result.summary))))
         for start in range(0, len(operations), _MAX_OPERATIONS):
             yield operations[start : start + _MAX_OPERATIONS]
 

@@ -53,7 +53,7 @@ class HttpResponse:
 class Handler(Protocol):
     """What requests are for."""
 
-    def admit(self, stream: Stream, head: Head) -> Optional[HttpResponse]:
+    def admit(self, head: Head) -> Optional[HttpResponse]:
         """The refusal of a request, before its body is received; None to receive it."""
 
     async def handle(self, stream: Stream, head: Head, body: bytearray) -> HttpResponse:
@@ -99,7 +99,7 @@ class HttpConnection:
             event.target.decode("ascii", "replace").partition("?")[0],
             {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers},
         )
-        refusal = self._handler.admit(self._stream, head)
+        refusal = self._handler.admit(head)
         if refusal is not None and ({"content-length", "transfer-encoding"} & head.headers.keys()):
             refusal.headers["connection"] = "close"  # its body is not received
             await self._send(head, refusal)

@@ -59,7 +59,7 @@ class Routes:
         self._service = service
         self._limits = limits
 
-    def admit(self, stream: Stream, head: Head) -> Optional[HttpResponse]:
+    def admit(self, head: Head) -> Optional[HttpResponse]:
         """See http.Handler."""
         allowed = "POST" if head.path in _INFERENCE else "GET"
         if head.path not in (*_INFERENCE, *_PAGES):
@@ -75,7 +75,6 @@ class Routes:
                 refusal = self._refuse(frame.ERPCAUTH, "this teacher needs its bearer token")
                 refusal.headers["www-authenticate"] = "Bearer"
                 return refusal
-        stream.trusted = True
         return None
 
     async def handle(self, stream: Stream, head: Head, body: bytearray) -> HttpResponse:

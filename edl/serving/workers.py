@@ -218,11 +218,14 @@ class WorkerThread:
         """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(reason)
-            self._thread.shutdown(wait=False)
-            self._thread = ThreadPoolExecutor(1, "edl-predictor")
+            self._replace_thread()
 
     async def stop(self, grace: float = 1.0) -> None:
         """See Worker."""
+        self._replace_thread()
+
+    def _replace_thread(self) -> None:
+        """Leave the thread to end when it can, with another for what may come."""
         self._thread.shutdown(wait=False)
         self._thread = ThreadPoolExecutor(1, "edl-predictor")
 
