@@ -11,8 +11,7 @@ import pytest
 
 from edl.discovery import Etcd, Participation, Registration, StudentRecord
 from edl.discovery.embedded import free_port
-from tests.serving.test_teacher_cli import edl
-from tests.support.processes import ROOT, eventually
+from tests.support.processes import ROOT, edl, eventually
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 from edl.discovery import Registration, list_nodes
 from edl.distill import DistillReader
 from edl.serving.entry import Entry
-from tests.serving.test_teacher_cli import edl
-from tests.support.processes import ROOT, Registrar, eventually, python_teacher
+from tests.support.processes import ROOT, Registrar, edl, eventually, python_teacher
 
 
 @pytest.fixture

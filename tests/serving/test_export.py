@@ -13,8 +13,7 @@ from edl.serving import TensorSpec, export_model
 from edl.serving.export import export_inference_model
 from edl.serving.model import find_model
 from edl.serving.prototxt import ModelConfig, Variable, read_config, write_config
-from tests.serving.test_teacher_cli import edl
-from tests.support.processes import Teacher
+from tests.support.processes import Teacher, edl
 
 paddle = pytest.importorskip("paddle")
 from edl.serving.predictor import PredictorOptions, load_predictor  # noqa: E402

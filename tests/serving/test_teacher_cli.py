@@ -11,20 +11,9 @@ import pytest
 
 from edl.discovery import list_nodes
 from edl.serving import TeacherClient, TensorSpec, export_model
-from tests.support.processes import ROOT, Teacher, eventually
+from tests.support.processes import Teacher, edl, eventually
 
 X = np.arange(6, dtype="f4").reshape(2, 3)
-
-
-def edl(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "edl.cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-        check=False,
-    )
 
 
 def check(endpoint):

@@ -10,6 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def edl(*arguments):
+    """Run the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "edl.cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+
+
 class Teacher:
     """``edl teacher`` with the given arguments. ``endpoint`` is set once it is ready."""
 
