@@ -2,63 +2,97 @@
 
 import numpy as np
 import paddle
-from paddle.vision import transforms
+from PIL import Image, ImageOps
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
-def load(name, path, size):
+def load(name, path, size, seed):
     """(training set, test set, number of classes) of ``digits``, of ``cifar10`` or ``cifar100``
     (``path`` is the archive), or of ``folder`` (``path`` has ``train/CLASS/`` and ``val/CLASS/``).
     """
     if name == "digits":
         return *_digits(size), 10
-    if name in ("cifar10", "cifar100"):
-        kind = (
-            paddle.vision.datasets.Cifar10 if name == "cifar10" else paddle.vision.datasets.Cifar100
-        )
-        parts = [kind(path, mode=mode, download=False, backend="cv2") for mode in ("train", "test")]
-        return Images(parts[0], size, True), Images(parts[1], size, False), int(name[5:])
-    folders = [paddle.vision.datasets.DatasetFolder(f"{path}/{part}") for part in ("train", "val")]
-    return Images(folders[0], size, True), Images(folders[1], size, False), len(folders[0].classes)
+    if name == "folder":
+        parts = [
+            paddle.vision.datasets.DatasetFolder(f"{path}/{part}") for part in ("train", "val")
+        ]
+        train, test = Images(parts[0], size, zoom, seed), Images(parts[1], size, center, seed)
+        return train, test, len(parts[0].classes)
+    archive = {
+        "cifar10": paddle.vision.datasets.Cifar10,
+        "cifar100": paddle.vision.datasets.Cifar100,
+    }
+    parts = [archive[name](path, part, download=False, backend="pil") for part in ("train", "test")]
+    return Images(parts[0], size, shift, seed), Images(parts[1], size, whole, seed), int(name[5:])
 
 
 class Images(paddle.io.Dataset):
     """(image float32 (3, size, size), label int64 (1,)) of a dataset of pictures.
 
-    ``augment``: random crop and flip, from the epoch and the sample's number alone, so that a run
-    that is resumed sees what an undisturbed one sees. Set ``epoch`` before each epoch.
+    ``view(picture, random)`` is the part of a picture to be seen. It depends on the seed, the epoch
+    and the sample's number alone, so that a run that is resumed sees what an undisturbed one sees:
+    set ``epoch`` before each epoch.
     """
 
-    def __init__(self, pictures, size, augment):
+    def __init__(self, pictures, size, view, seed):
         super().__init__()
-        self.pictures, self.size, self.augment = pictures, size, augment
-        self.seed, self.epoch = 0, 0
+        self.pictures, self.size, self.view = pictures, size, view
+        self.seed, self.epoch = seed, 0
 
     def __len__(self):
         return len(self.pictures)
 
     def __getitem__(self, index):
         picture, label = self.pictures[index]
-        image = np.asarray(picture)
-        if self.augment:
-            image = self._crop_and_flip(image, np.random.RandomState(self._number(index)))
-        else:
-            side = min(image.shape[:2])
-            image = transforms.resize(transforms.center_crop(image, side), (self.size, self.size))
-        image = transforms.normalize(image.astype("float32") / 255, MEAN, STD, data_format="HWC")
-        return image.transpose(2, 0, 1).astype("float32"), np.array([label], "int64")
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        picture = self.view(picture, random).resize((self.size, self.size), Image.BILINEAR)
+        image = (np.asarray(picture.convert("RGB"), np.float32) / 255 - MEAN) / STD
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), np.array([label], "int64")
 
-    def _number(self, index):
-        return (self.seed * 1_000_003 + self.epoch * 100_003 + index) % (1 << 32)
 
-    def _crop_and_flip(self, image, random):
-        height, width = image.shape[:2]
-        side = int(min(height, width) * random.uniform(0.75, 1.0))
-        top, left = random.randint(height - side + 1), random.randint(width - side + 1)
-        image = transforms.crop(image, top, left, side, side)
-        image = transforms.resize(image, (self.size, self.size))
-        return image[:, ::-1] if random.rand() < 0.5 else image
+def zoom(picture, random):
+    """ImageNet, training: 8 to 100 % of the area, at most 4:3 or 3:4; every other one mirrored.
+
+    Source: Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6.
+    """
+    width, height = picture.size
+    for _ in range(10):
+        area, ratio = (
+            random.uniform(0.08, 1) * width * height,
+            random.uniform(*np.log([3 / 4, 4 / 3])),
+        )
+        w, h = round((area * np.exp(ratio)) ** 0.5), round((area / np.exp(ratio)) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+            return mirror(picture.crop((left, top, left + w, top + h)), random)
+    return mirror(center(picture, random), random)
+
+
+def center(picture, _):
+    """ImageNet, testing: the square in the middle, 7/8 of the shorter side."""
+    side = min(picture.size) * 7 // 8
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def shift(picture, random):
+    """CIFAR, training: moved by up to 4 pixels each way; every other one mirrored."""
+    left, top = random.integers(9, size=2)
+    moved = ImageOps.expand(picture, 4).crop(
+        (left, top, left + picture.width, top + picture.height)
+    )
+    return mirror(moved, random)
+
+
+def whole(picture, _):
+    """CIFAR, testing."""
+    return picture
+
+
+def mirror(picture, random):
+    """Mirrored, or not."""
+    return ImageOps.mirror(picture) if random.random() < 0.5 else picture
 
 
 def _digits(size):
@@ -70,8 +104,8 @@ def _digits(size):
     grown = np.kron(images, np.ones((size // 8, size // 8), "float32"))
     grown = np.repeat(grown[:, None], 3, axis=1) - 0.5
     order = np.random.RandomState(0).permutation(len(labels))
-    pairs = [(grown[index], np.array([labels[index]], "int64")) for index in order]
-    return Samples(pairs[:1200]), Samples(pairs[1200:])
+    samples = [(grown[index], np.array([labels[index]], "int64")) for index in order]
+    return Samples(samples[:1200]), Samples(samples[1200:])
 
 
 class Samples(paddle.io.Dataset):
@@ -79,10 +113,35 @@ class Samples(paddle.io.Dataset):
 
     def __init__(self, samples):
         super().__init__()
-        self.samples, self.seed, self.epoch = samples, 0, 0
+        self.samples, self.epoch = samples, 0
 
     def __len__(self):
         return len(self.samples)
 
     def __getitem__(self, index):
         return self.samples[index]
+
+
+class Shares(paddle.io.BatchSampler):
+    """One rank's batches (lists of sample numbers) of a shuffled epoch.
+
+    As with ``DistributedBatchSampler``, all ranks shuffle alike and take a batch each in turn. No
+    sample is repeated to make shares even; the last samples, not a batch for every rank, are left
+    out. And an epoch may begin at any sample: after n steps of all ranks the first
+    n * batch_size * ranks samples have been seen, and the rest can be shared by other ranks.
+    """
+
+    def __init__(self, samples, batch_size, rank, ranks, seed):
+        super().__init__(dataset=range(samples), batch_size=batch_size, drop_last=True)
+        self.samples, self.rank, self.ranks, self.seed = samples, rank, ranks, seed
+        self.epoch, self.first = 0, 0
+
+    def __len__(self):
+        return (self.samples - self.first) // (self.batch_size * self.ranks)
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
+        begin = self.first + self.rank * self.batch_size
+        for _ in range(len(self)):
+            yield order[begin : begin + self.batch_size].tolist()
+            begin += self.batch_size * self.ranks

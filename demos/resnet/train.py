@@ -11,16 +11,15 @@ marked with <-- distillation.
 
 import argparse
 import json
-import os
-import random
 import time
 from pathlib import Path
 
+import checkpoint
 import data
 import models
-import numpy as np
 import paddle
 import paddle.distributed as dist
+from log import Log
 from paddle.nn import functional
 
 from edl.distill import DistillReader  # <-- distillation
@@ -38,6 +37,7 @@ def parse():
     add("--teachers", help="etcd://HOST:PORT[,...]/SERVICE, or HOST:PORT[,...], for --mode service")
     add("--data", choices=("digits", "cifar10", "cifar100", "folder"), default="digits")
     add("--data-path", help="the CIFAR archive, or the folder with train/ and val/")
+    add("--train-images", type=int, default=0, help="use only so many; 0: all")
     add("--image-size", type=int, default=32)
     add("--epochs", type=int, default=10)
     add("--warmup-epochs", type=float, default=1.0)
@@ -50,99 +50,98 @@ def parse():
     add("--amp", action="store_true", help="mixed precision")
     add("--workers", type=int, default=0, help="of the DataLoader")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("output"))
+    add("--output", type=Path, default=Path("output"), help="the same for all ranks")
     add("--save-every", type=int, default=0, help="steps between checkpoints; 0: every epoch")
+    add("--log-every", type=int, default=20, help="steps between lines")
     add("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
-    add("--stop-after", type=int, default=0, help="end after so many steps, as if killed")
-    arguments = parser.parse_args()
-    if arguments.mode == "service" and not arguments.teachers:
+    args = parser.parse_args()
+    if args.mode == "service" and not args.teachers:
         parser.error("--mode service needs --teachers")
-    return arguments
+    if args.data != "digits" and not args.data_path:
+        parser.error(f"--data {args.data} needs --data-path")
+    return args
 
 
 def main():
     """Train."""
     args = parse()
-    if dist.get_world_size() > 1:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if ranks > 1:
         dist.init_parallel_env()
-    for seed in (random.seed, np.random.seed, paddle.seed):
-        seed(args.seed + dist.get_rank())
+    paddle.seed(args.seed + rank)
 
-    train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size)
-    train_set.seed = args.seed
-    sampler = paddle.io.DistributedBatchSampler(
-        train_set, args.batch_size, shuffle=True, drop_last=True
-    )
-    loader = paddle.io.DataLoader(train_set, batch_sampler=sampler, num_workers=args.workers)
-    steps = len(loader)
-
-    student = models.build(args.student, classes)
-    schedule, optimizer = make_optimizer(args, student, steps)
-    scaler = paddle.amp.GradScaler(enable=args.amp and paddle.is_compiled_with_cuda())
-    state = {"epoch": 0, "step": 0, "reader": None}
-
+    train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size, args.seed)
+    samples = args.train_images or len(train_set)
+    shares = data.Shares(samples, args.batch_size, rank, ranks, args.seed)
+    loader = paddle.io.DataLoader(train_set, batch_sampler=shares, num_workers=args.workers)
     reader = loader
     if args.mode == "service":
         reader = DistillReader(  # <-- distillation: wrap the loader, and batches bring soft labels
             ["image", "label"], ["logits"], source=loader, teachers=args.teachers
         )
-    if args.resume:
-        load(args, student, optimizer, schedule, scaler, reader, state)
-    net = paddle.DataParallel(student) if dist.get_world_size() > 1 else student
-    teacher = online_teacher(args, classes) if args.mode == "online" else None
-    log = Log(args)
 
-    done = 0
-    for epoch in range(state["epoch"], args.epochs):
-        train_set.epoch = epoch
-        sampler.set_epoch(epoch)
+    student = models.build(args.student, classes)
+    teacher = online_teacher(args, classes) if args.mode == "online" else None
+    schedule, optimizer = make_optimizer(args, student, len(shares), ranks)
+    scaler = paddle.amp.GradScaler(enable=args.amp and paddle.is_compiled_with_cuda())
+    parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    start, seen = resume(args, parts, reader, shares) if args.resume else (0, 0)
+    net = paddle.DataParallel(student) if ranks > 1 else student
+
+    log = Log(args.output, rank, args.log_every, samples)
+    for epoch in range(start, args.epochs):
+        train_set.epoch = shares.epoch = epoch
+        started, before = time.time(), seen
         net.train()
-        started, images = time.time(), 0
-        skip = state["step"] if args.mode != "service" else 0  # the reader skips by itself
-        batches = iter(reader) if not skip else rest_of(loader, sampler, skip)
-        for batch in batches:
-            image, label = batch[0], batch[1]
-            with paddle.amp.auto_cast(enable=args.amp):
+        for image, label, *soft_labels in reader:
+            with amp(args):
                 logits = net(image)
-            loss = functional.cross_entropy(logits.astype("float32"), label)
-            if args.mode != "pure":
-                with paddle.no_grad():
-                    soft = (
-                        batch[2] if args.mode == "service" else teacher(image)
-                    )  # <-- distillation
-                soft_loss = (
-                    decoupled_distillation(logits, soft, label, temperature=args.temperature)
-                    if args.loss == "dkd"
-                    else distillation(logits, soft, args.temperature)
-                )
-                loss = args.soft_weight * soft_loss + (1 - args.soft_weight) * loss
+                if args.mode == "online":
+                    with paddle.no_grad():
+                        soft_labels.append(teacher(image))
+            loss = criterion(args, logits, label, *soft_labels)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.clear_grad()
             schedule.step()
 
-            state["step"] += 1
-            images += len(image)
-            done += 1
-            log.step(epoch, state["step"], float(loss), schedule.get_lr())
-            if args.save_every and state["step"] % args.save_every == 0:
-                save(args, student, optimizer, schedule, scaler, reader, state)
-            if args.stop_after and done >= args.stop_after:
-                os._exit(9)
-        state["epoch"], state["step"] = epoch + 1, 0
-        save(args, student, optimizer, schedule, scaler, reader, state)
-        if dist.get_rank() == 0:
-            paddle.save(student.state_dict(), str(args.output / "student.pdparams"))
-        top1, top5 = evaluate(student, test_set, args)
-        log.epoch(epoch, images / (time.time() - started), top1, top5)
+            seen += len(image) * ranks
+            log.step(epoch, seen, loss, schedule.get_lr())
+            if args.save_every and schedule.last_epoch % args.save_every == 0:
+                log.flush()
+                save(args, parts, reader, shares, epoch, seen)
+        speed = (seen - before) / (time.time() - started)
+        log.epoch(epoch, speed, *evaluate(student, test_set, args))
+        shares.first = seen = 0
+        save(args, parts, reader, shares, epoch + 1, seen)
+    if rank == 0:
+        paddle.save(student.state_dict(), str(args.output / "student.pdparams"))
     if args.mode == "service":
-        reader.close()
+        reader.close()  # <-- distillation
 
 
-def make_optimizer(args, student, steps):
+def criterion(args, logits, label, soft_labels=None):
+    """The labels' cross entropy; with a teacher, its soft labels' too."""
+    hard = functional.cross_entropy(logits.astype("float32"), label)
+    if soft_labels is None:
+        return hard
+    if args.loss == "dkd":  # <-- distillation
+        soft = decoupled_distillation(logits, soft_labels, label, temperature=args.temperature)
+    else:
+        soft = distillation(logits, soft_labels, args.temperature)
+    return args.soft_weight * soft + (1 - args.soft_weight) * hard
+
+
+def amp(args):
+    """Mixed precision: float16 on GPUs, bfloat16 on CPUs, which compute no float16."""
+    half = "float16" if paddle.is_compiled_with_cuda() else "bfloat16"
+    return paddle.amp.auto_cast(enable=args.amp, dtype=half)
+
+
+def make_optimizer(args, student, steps, ranks):
     """Momentum with a cosine schedule after a linear warm-up, both by steps."""
-    peak = args.lr * args.batch_size * dist.get_world_size() / 32
+    peak = args.lr * args.batch_size * ranks / 32
     warmup = int(args.warmup_epochs * steps)
     cosine = paddle.optimizer.lr.CosineAnnealingDecay(peak, max(1, args.epochs * steps - warmup))
     schedule = paddle.optimizer.lr.LinearWarmup(cosine, warmup, 0.0, peak) if warmup else cosine
@@ -161,95 +160,60 @@ def online_teacher(args, classes):
     return teacher
 
 
-def rest_of(loader, sampler, skip):
-    """The batches of this epoch that are left, without loading those before."""
-    left = list(sampler)[skip:]
-    return iter(
-        paddle.io.DataLoader(loader.dataset, batch_sampler=left, num_workers=loader.num_workers)
-    )
-
-
-def save(args, student, optimizer, schedule, scaler, reader, state):
-    """Everything that a restarted process needs; the file is whole or not there."""
-    state["reader"] = reader.state_dict() if args.mode == "service" else None  # <-- distillation
-    checkpoint = {
-        "student": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "scaler": scaler.state_dict(),
-        "random": paddle.get_rng_state(),
-        "state": json.dumps(state),
-    }
-    path = checkpoint_path(args)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    paddle.save(checkpoint, f"{path}.new")
-    os.replace(f"{path}.new", path)
-
-
-def load(args, student, optimizer, schedule, scaler, reader, state):
-    """Go on where a checkpoint was taken."""
-    path = checkpoint_path(args)
-    if not path.exists():
-        return
-    checkpoint = paddle.load(str(path))
-    student.set_state_dict(checkpoint["student"])
-    optimizer.set_state_dict(checkpoint["optimizer"])
-    schedule.set_state_dict(checkpoint["schedule"])
-    scaler.load_state_dict(checkpoint["scaler"])
-    paddle.set_rng_state(checkpoint["random"])
-    state.update(json.loads(checkpoint["state"]))
-    if args.mode == "service":
-        reader.load_state_dict(state["reader"])  # <-- distillation
-    print(f"resumed at epoch {state['epoch']}, step {state['step']}", flush=True)
-
-
-def checkpoint_path(args):
-    """Each rank has its own: its reader is at its own place."""
-    return args.output / f"checkpoint-{dist.get_rank()}.pdckpt"
-
-
 @paddle.no_grad()
 def evaluate(student, test_set, args):
-    """Top-1 and top-5 on the test set."""
+    """Top-1 and top-5 on the test set: a share for each rank, with rank 0's running averages."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if ranks > 1:
+        for buffer in student.buffers():
+            dist.broadcast(buffer, src=0)
     student.eval()
-    right = np.zeros(2)
-    for image, label in paddle.io.DataLoader(test_set, batch_size=args.batch_size):
+    share = paddle.io.Subset(test_set, range(rank, len(test_set), ranks))
+    right = paddle.zeros([2])
+    for image, label in paddle.io.DataLoader(
+        share, batch_size=args.batch_size, num_workers=args.workers
+    ):
         logits = student(image)
-        for index, k in enumerate((1, 5)):
-            right[index] += float(paddle.metric.accuracy(logits, label, k=k)) * len(label)
-    return right / len(test_set)
+        hits = (logits.topk(min(5, logits.shape[1]))[1] == label).astype("float32")
+        right += paddle.stack([hits[:, 0].sum(), hits.sum()])
+    if ranks > 1:
+        dist.all_reduce(right)
+    return (right / len(test_set)).tolist()
 
 
-class Log:
-    """Prints, keeps every loss in ``losses-RANK.jsonl``, and VisualDL's curves if it is there."""
+def save(args, parts, reader, shares, epoch, seen):
+    """Everything that restarted ranks need to go on exactly here."""
+    shared = {name: part.state_dict() for name, part in parts.items()}
+    shared["place"] = json.dumps({"epoch": epoch, "first": shares.first, "seen": seen})
+    own = {"random": paddle.get_rng_state()}
+    if args.mode == "service":
+        own["reader"] = json.dumps(reader.state_dict())  # <-- distillation
+    where = (args.output / "checkpoints", epoch, seen, dist.get_rank(), dist.get_world_size())
+    checkpoint.save(*where, shared, own)
 
-    def __init__(self, args):
-        args.output.mkdir(parents=True, exist_ok=True)
-        self.file = (args.output / f"losses-{dist.get_rank()}.jsonl").open("a")
-        self.every, self.rank, self.visual = 20, dist.get_rank(), None
-        if self.rank == 0:
-            try:
-                from visualdl import LogWriter
 
-                self.visual = LogWriter(str(args.output / "visualdl"))
-            except ImportError:
-                pass
-
-    def step(self, epoch, step, loss, lr):
-        """One training step."""
-        print(json.dumps({"epoch": epoch, "step": step, "loss": loss}), file=self.file, flush=True)
-        if step % self.every == 0 and self.rank == 0:
-            print(f"epoch {epoch}, step {step}: loss {loss:.4f}, lr {lr:.4f}", flush=True)
-            if self.visual:
-                self.visual.add_scalar("loss", loss, step)
-
-    def epoch(self, epoch, speed, top1, top5):
-        """One epoch."""
-        if self.rank == 0:
-            print(f"epoch {epoch}: {speed:.0f} images/s, top-1 {top1:.4f}, top-5 {top5:.4f}",
-                  flush=True)  # fmt: skip
-            if self.visual:
-                self.visual.add_scalar("top-1", top1, epoch)
+def resume(args, parts, reader, shares):
+    """Go on from the last checkpoint. Returns (epoch, samples of it that have been seen)."""
+    found = checkpoint.complete(args.output / "checkpoints")
+    if not found:
+        return 0, 0
+    shared, own = checkpoint.load(found[-1], dist.get_rank(), dist.get_world_size())
+    for name, part in parts.items():
+        (part.load_state_dict if name == "scaler" else part.set_state_dict)(shared[name])
+    place = json.loads(shared["place"])
+    epoch, seen = place["epoch"], place["seen"]
+    print(f"resumed in epoch {epoch} after {seen} samples", flush=True)
+    if own is None:  # the number of ranks has changed: they share what is left of the epoch anew
+        steps_per_epoch, shares.first = len(shares), seen
+        parts["schedule"].step(round((epoch + seen / shares.samples) * steps_per_epoch))
+        return epoch, seen
+    paddle.set_rng_state(own["random"])
+    if args.mode == "service":  # <-- distillation: the reader knows how far it was
+        reader.load_state_dict(json.loads(own["reader"]))
+        shares.first = place["first"]
+    else:
+        shares.first = seen
+    return epoch, seen
 
 
 if __name__ == "__main__":

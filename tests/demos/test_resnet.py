@@ -1,7 +1,5 @@
 """The ResNet demo, at a small size: its modes, exact resume, and teachers that come and go."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,71 +7,20 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.processes import ROOT, Teacher, eventually
+from tests.support.processes import eventually
+from tests.support.resnet import DEMO, ENVIRONMENT, NETWORK, SMALL, finish, losses, python, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-paddle = pytest.importorskip("paddle")
-
-DEMO = ROOT / "demos" / "resnet"
-NETWORK = "shufflenet_v2_x0_25"
-SMALL = ("--student", NETWORK, "--epochs", 1, "--warmup-epochs", 0.2)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
-
-
-def python(script, *arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(DEMO / script), *map(str, arguments)],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
-    )  # fmt: skip
-
-
-def finish(process, status=0):
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == status, output
-    return output
-
-
-def losses(directory, rank=0):
-    lines = (directory / f"losses-{rank}.jsonl").read_text().splitlines()
-    return {(line["epoch"], line["step"]): line["loss"] for line in map(json.loads, lines)}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An exported teacher, and its parameters; not trained, which is all the same here."""
-    directory = tmp_path_factory.mktemp("teacher")
-    paddle.seed(7)
-    network = getattr(paddle.vision.models, NETWORK)(num_classes=10)
-    paddle.save(network.state_dict(), str(directory / "w.pdparams"))
-    arguments = ("--network", NETWORK, "--weights", directory / "w.pdparams", "--classes", 10)
-    finish(python("export.py", *arguments, "--out", directory / "model"))
-    return directory
-
-
-@pytest.fixture
-def cluster(model, etcd_server, service):
-    """cluster(): one more teacher in the service."""
-    teachers = []
-
-    def start():
-        where = ("--etcd", etcd_server.endpoint, "--service", service, "--ttl", 2)
-        teachers.append(Teacher("--model", model / "model", *where, verbose=False))
-        return teachers[-1]
-
-    start.address = f"etcd://{etcd_server.endpoint}/{service}"
-    yield start
-    for teacher in teachers:
-        teacher.close()
+pytest.importorskip("paddle")
 
 
 def test_pure_online_and_service_see_the_same_batches_and_learn_from_the_same_teacher(
-    model, cluster, tmp_path
+    resnet_teacher, cluster, tmp_path
 ):
     cluster()
-    online = ("--teacher", NETWORK, "--teacher-weights", model / "w.pdparams")
     runs = {
         "pure": (),
-        "online": online,
+        "online": ("--teacher", NETWORK, "--teacher-weights", resnet_teacher / "w.pdparams"),
         "service": ("--teachers", cluster.address),
     }
     outputs = {}
@@ -96,26 +43,58 @@ def test_a_killed_run_that_is_resumed_and_teachers_that_come_and_go_change_no_lo
     cluster, tmp_path
 ):
     first = cluster()
-    service = (*SMALL, "--mode", "service", "--teachers", cluster.address)
+    service = (*SMALL, "--mode", "service", "--teachers", cluster.address, "--log-every", 1)
     finish(python("train.py", *service, "--output", tmp_path / "undisturbed"))
     undisturbed = losses(tmp_path / "undisturbed")
 
     disturbed = tmp_path / "disturbed"
     checkpoints = ("--save-every", 8, "--output", disturbed)
-    finish(python("train.py", *service, *checkpoints, "--stop-after", 20), status=9)
-    assert len(losses(disturbed)) == 20
+    process = python("train.py", *service, *checkpoints)
+    eventually(lambda: len(steps(disturbed)) >= 20, 60)
+    process.kill()
+    process.communicate()
+    written = len(steps(disturbed))
     process = python("train.py", *service, *checkpoints, "--resume")
-    eventually(lambda: len((disturbed / "losses-0.jsonl").read_text().splitlines()) > 24, 60)
+    eventually(lambda: len(steps(disturbed)) > written, 60)
     second = cluster()
     first.kill(signal.SIGKILL)
     output = finish(process)
-    assert "resumed at epoch 0, step 16" in output
+    assert f"resumed in epoch 0 after {written // 8 * 8 * 32} samples" in output
     assert second.process.poll() is None
     resumed = losses(disturbed)
     assert resumed.keys() == undisturbed.keys()
     np.testing.assert_allclose(
         list(resumed.values()), list(undisturbed.values()), rtol=1e-3, atol=1e-4
     )
+
+
+def test_a_run_without_a_teacher_is_resumed_too_and_amp_and_the_other_loss_work(
+    resnet_teacher, tmp_path
+):
+    arguments = (*SMALL, "--train-images", 256, "--save-every", 3, "--log-every", 1)
+    arguments += ("--output", tmp_path)
+    process = python("train.py", *arguments, "--batch-size", 8)
+    eventually(lambda: len(steps(tmp_path)) >= 7, 60)
+    process.kill()
+    process.communicate()
+    online = ("--mode", "online", "--teacher", NETWORK, "--loss", "dkd", "--amp")
+    weights = ("--teacher-weights", resnet_teacher / "w.pdparams")
+    finish(python("train.py", *arguments, "--batch-size", 8, *online, *weights, "--resume"))
+    assert list(losses(tmp_path)) == [(0, 8 * step) for step in range(1, 33)]
+    assert np.isfinite(list(losses(tmp_path).values())).all()
+
+
+def test_what_is_missing_is_said():
+    for arguments, message in (
+        (("--mode", "service"), "--mode service needs --teachers"),
+        (("--data", "folder"), "--data folder needs --data-path"),
+        (("--student", "resnet19"), "resnet19 is neither"),
+    ):
+        process = python("train.py", *arguments)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert message in output
+        assert "Traceback" not in output
 
 
 def test_the_pair_of_the_originals_table_has_the_published_sizes():

@@ -1,0 +1,131 @@
+"""What the ResNet demo reads: shares of an epoch, CIFAR archives, folders of pictures."""
+
+import io
+import pickle
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.resnet import DEMO
+
+paddle = pytest.importorskip("paddle")
+
+
+@pytest.fixture(scope="module")
+def data():
+    sys.path.insert(0, str(DEMO))
+    try:
+        import data as module
+    finally:
+        sys.path.remove(str(DEMO))
+        sys.modules.pop("data", None)
+    return module
+
+
+@given(
+    samples=st.integers(1, 300),
+    batch_size=st.integers(1, 16),
+    ranks=st.integers(1, 5),
+    ranks_later=st.integers(1, 5),
+    stop=st.integers(0, 60),
+)
+def test_shares_see_every_sample_once_also_when_the_number_of_ranks_changes(
+    data, samples, batch_size, ranks, ranks_later, stop
+):
+    def shares(ranks):
+        return [data.Shares(samples, batch_size, rank, ranks, seed=5) for rank in range(ranks)]
+
+    before = shares(ranks)
+    stop = min(stop, len(before[0]))
+    seen = [index for share in before for batch in list(share)[:stop] for index in batch]
+    assert len(seen) == stop * batch_size * ranks
+    first, after = len(seen), shares(ranks_later)
+    for share in after:
+        share.first = first
+    for share in after:
+        assert len(list(share)) == len(share) == len(after[0])
+        seen += [index for batch in share for index in batch]
+    assert len(set(seen)) == len(seen)
+    assert samples - len(seen) < batch_size * ranks_later
+
+
+def test_epochs_and_seeds_shuffle_differently_and_reproducibly(data):
+    def order(seed, epoch):
+        share = data.Shares(64, 8, 0, 1, seed)
+        share.epoch = epoch
+        return list(share)
+
+    assert order(1, 1) == order(1, 1)
+    assert order(1, 1) != order(1, 2) != order(2, 1)
+
+
+@pytest.fixture
+def cifar100(tmp_path):
+    """An archive as the real one is built, with few pictures."""
+    path = tmp_path / "cifar-100-python.tar.gz"
+    generator = np.random.default_rng(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for part, count in (("train", 40), ("test", 20)):
+            pictures = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+            content = pickle.dumps(
+                {b"data": pictures, b"fine_labels": list(range(count))}, protocol=2
+            )
+            entry = tarfile.TarInfo(f"cifar-100-python/{part}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path, pictures
+
+
+def test_cifar_archives(data, cifar100):
+    path, pictures = cifar100
+    train, test, classes = data.load("cifar100", str(path), 32, seed=0)
+    assert (len(train), len(test), classes) == (40, 20, 100)
+    image, label = test[7]
+    assert image.shape == (3, 32, 32)
+    assert image.dtype == np.float32
+    assert label.tolist() == [7]
+    expected = (pictures[7].reshape(3, 1024).T / 255 - data.MEAN) / data.STD
+    np.testing.assert_allclose(image.reshape(3, 1024).T, expected, atol=1e-5)
+
+
+def test_augmentation_differs_by_epoch_and_is_the_same_again_in_the_same_epoch(data, cifar100):
+    train, _, _ = data.load("cifar100", str(cifar100[0]), 32, seed=0)
+    first = train[3][0]
+    assert (train[3][0] == first).all()
+    train.epoch = 1
+    assert (train[3][0] != first).any()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """ImageNet's layout: pictures of different sizes, one of them grey."""
+    from PIL import Image
+
+    for part, sizes in (("train", [(64, 48), (40, 90), (7, 300)]), ("val", [(70, 50), (33, 33)])):
+        for name, colour in (("n01440764", (250, 10, 10)), ("n01443537", (10, 10, 250))):
+            directory = tmp_path / part / name
+            directory.mkdir(parents=True)
+            for number, size in enumerate(sizes):
+                picture = Image.new("RGB", size, colour)
+                (picture.convert("L") if number == 1 else picture).save(
+                    directory / f"{name}_{number}.JPEG"
+                )
+    return tmp_path
+
+
+def test_folders_of_pictures_of_any_size(data, folder):
+    train, test, classes = data.load("folder", str(folder), 24, seed=0)
+    assert (len(train), len(test), classes) == (6, 4, 2)
+    for epoch in range(20):
+        train.epoch = epoch
+        for index in range(6):
+            image, label = train[index]
+            assert image.shape == (3, 24, 24)
+            assert image.flags.c_contiguous
+            assert label.tolist() == [index // 3]
+    red = test[0][0] * data.STD[:, None, None] + data.MEAN[:, None, None]
+    np.testing.assert_allclose(red[:, 12, 12] * 255, (250, 10, 10), atol=4)

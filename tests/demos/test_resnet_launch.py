@@ -1,0 +1,121 @@
+"""The ResNet demo under paddle.distributed.launch: ranks share data and teachers, and may die."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from edl.distill import DistillReader
+from tests.support.processes import alive, children_of, edl, eventually
+from tests.support.resnet import DEMO, EDL, SMALL, finish, losses, python, steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytest.importorskip("paddle")
+
+BATCH, RANKS = 32, 2
+SEEN = [step * BATCH * RANKS for step in range(1, 1200 // (BATCH * RANKS) + 1)]
+
+
+def launch(output, *options, elastic="", epochs=1):
+    """Two ranks of train.py; with ``elastic``, an etcd, by which they are started again."""
+    program = ("-m", "paddle.distributed.launch")
+    if elastic:
+        program = (*EDL, "launch", "--master", f"etcd://{elastic}", "--elastic_level", 1)
+        program += ("--job_id", output.name)
+    where = ("--log_dir", output / "log", "--nproc_per_node", RANKS, DEMO / "train.py")
+    training = (*SMALL, "--epochs", epochs, "--output", output, "--log-every", 1)
+    return python(*program, *where, *training, "--mode", "service", *options)
+
+
+def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(
+    cluster, etcd_server, service, tmp_path
+):
+    teachers = {cluster().endpoint, cluster().endpoint}
+
+    def assigned():
+        result = edl("ls", "--etcd", etcd_server.endpoint, "--service", service, "--json")
+        students = json.loads(result.stdout).get(service, {}).get("students", {})
+        return [student.get("teachers", []) for student in students.values()]
+
+    launcher = launch(tmp_path, "--teachers", cluster.address, epochs=2)
+    eventually(lambda: sorted(map(len, assigned())) == [1, 1], 60)
+    assert {endpoint for one in assigned() for endpoint in one} == teachers
+    output = finish(launcher)
+    assert "top-1" in output
+    first, second = losses(tmp_path, 0), losses(tmp_path, 1)
+    assert list(first) == list(second) == [(epoch, seen) for epoch in (0, 1) for seen in SEEN]
+    assert not set(first.values()) & set(second.values())
+
+
+def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing_had_happened(
+    cluster, etcd_server, tmp_path
+):
+    first = cluster()
+    cluster()
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    service = ("--teachers", cluster.address, "--save-every", 4)
+    finish(launch(undisturbed, *service))
+
+    launcher = launch(disturbed, *service, "--resume", elastic=etcd_server.endpoint)
+    eventually(lambda: len(steps(disturbed, 1)) >= 6, 90)
+    ranks = children_of(launcher.pid)
+    assert len(ranks) == RANKS
+    with another_student(cluster.address) as others:
+        os.kill(ranks[1], signal.SIGKILL)
+        eventually(lambda: not any(map(alive, ranks)), 30)
+        before = others()
+        eventually(lambda: others() > before + 10, 30)  # teachers are up, and serve others
+        eventually(lambda: any(seen <= SEEN[5] for _, seen, _ in steps(disturbed, 1)[6:]), 90)
+        first.kill(signal.SIGKILL)
+        cluster()
+        finish(launcher)
+
+    for rank in range(RANKS):
+        written = [seen for _, seen, _ in steps(disturbed, rank)]
+        again = next(
+            place for place in range(1, len(written)) if written[place] <= written[place - 1]
+        )
+        assert written[:again] == SEEN[:again]
+        resumed_after = written[again] - BATCH * RANKS
+        assert resumed_after % (4 * BATCH * RANKS) == 0
+        assert resumed_after > 0
+        assert written[again:] == [seen for seen in SEEN if seen > resumed_after]
+        expected, got = losses(undisturbed, rank), losses(disturbed, rank)
+        assert got.keys() == expected.keys()
+        np.testing.assert_allclose(
+            [got[key] for key in expected], list(expected.values()), rtol=1e-3, atol=1e-4
+        )
+
+
+class another_student:
+    """A reader of the same service that reads now and then; called, it says how many batches."""
+
+    def __init__(self, teachers):
+        self.teachers, self.count, self.ended = teachers, 0, threading.Event()
+
+    def __call__(self):
+        return self.count
+
+    def read(self):
+        def source():
+            while not self.ended.is_set():
+                time.sleep(0.1)
+                yield (np.zeros((1, 3, 32, 32), "f4"),)
+
+        with DistillReader(["image"], ["logits"], source=source, teachers=self.teachers) as reader:
+            for _ in reader:
+                self.count += 1
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.read)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
