@@ -119,3 +119,31 @@ class another_student:
         self.ended.set()
         self.thread.join(30)
         assert not self.thread.is_alive()
+
+
+def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(cluster, etcd_server, tmp_path):
+    """Two launchers, as on two machines; one is killed with its rank."""
+    cluster()
+
+    def node(number):
+        program = (*EDL, "launch", "--master", f"etcd://{etcd_server.endpoint}", "--nnodes", "1:2")
+        program += ("--elastic_level", 1, "--elastic_timeout", 8, "--job_id", tmp_path.name)
+        program += ("--nproc_per_node", 1, "--log_dir", tmp_path / f"log{number}")
+        training = (*SMALL, "--output", tmp_path, "--log-every", 1, "--save-every", 2, "--resume")
+        training += ("--mode", "service", "--teachers", cluster.address)
+        return python(*program, DEMO / "train.py", *training)
+
+    nodes = [node(number) for number in range(2)]
+    eventually(lambda: len(steps(tmp_path)) >= 5, 90)
+    for pid in (*children_of(nodes[1].pid), nodes[1].pid):
+        os.kill(pid, signal.SIGKILL)
+    finish(nodes[0])
+    nodes[1].communicate()
+
+    written = [seen for _, seen, _ in steps(tmp_path)]
+    alone = next(place for place in range(1, len(written)) if written[place] <= written[place - 1])
+    assert written[:alone] == SEEN[:alone]
+    resumed_after = written[alone] - BATCH
+    assert resumed_after % (2 * BATCH * RANKS) == 0
+    assert resumed_after > 0
+    assert written[alone:] == list(range(resumed_after + BATCH, 1200 + 1, BATCH))
