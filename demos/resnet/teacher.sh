@@ -5,7 +5,7 @@
 #   ETCD=10.0.0.1:2379 NETWORK=ResNeXt101_32x16d_wsl WEIGHTS=w.pdparams CLASSES=1000 IMAGE_SIZE=224 \
 #       TEACHERS=8 OPTIONS="--host 0.0.0.0 --precision fp16" DEVICE=gpu ./teacher.sh
 #
-# With DEVICE=gpu each teacher has a GPU of its own. Anything after the name is for `edl teacher`.
+# TEACHERS=0 only exports it. With DEVICE=gpu each teacher has a GPU of its own. OPTIONS are for edl teacher.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 ETCD=${ETCD:-127.0.0.1:2379}
@@ -27,7 +27,7 @@ fi
 python "$here/export.py" --network "$NETWORK" --weights "$WEIGHTS" --classes "$CLASSES" \
     --image-size "$IMAGE_SIZE" --out "$OUTPUT/model"
 
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT INT TERM
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT INT TERM
 for ((number = 0; number < TEACHERS; number++)); do
     device=$DEVICE
     [ "$DEVICE" = gpu ] && device=gpu:$number

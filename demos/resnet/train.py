@@ -45,7 +45,7 @@ def parse():
     add("--lr", type=float, default=0.05, help="for a batch of 32 on one process; it is scaled")
     add("--weight-decay", type=float, default=1e-4)
     add("--loss", choices=("kd", "dkd"), default="kd", help="plain or decoupled distillation")
-    add("--temperature", type=float, default=4.0)
+    add("--temperature", type=float, default=1.0, help="softens both; 1: as the teacher says")
     add("--soft-weight", type=float, default=0.9, help="of the teacher; the labels have the rest")
     add("--amp", action="store_true", help="mixed precision")
     add("--workers", type=int, default=0, help="of the DataLoader")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from typing import Any
 
 import click
 
@@ -17,13 +18,35 @@ def command(arguments: tuple[str, ...]) -> None:
     """Run paddle.distributed.launch; everything is passed on to it.
 
     Paddle's launcher finds its peers through etcd (`--master etcd://HOST:PORT`) with the etcd3
-    package, which does not import beside a current protobuf. This mends that and nothing else:
-    `edl launch --nproc_per_node 2 train.py ...` is `python -m paddle.distributed.launch
-    --nproc_per_node 2 train.py ...`.
+    package, which does not import beside a current protobuf. This mends that, and a race in the
+    launcher by which it sometimes ended instead of starting failed ranks again (`--elastic_level
+    1`). `edl launch --nproc_per_node 2 train.py ...` is otherwise `python -m
+    paddle.distributed.launch --nproc_per_node 2 train.py ...`.
     """
     from edl.discovery import _etcd3  # noqa: F401  (importing it is what repairs etcd3)
     from edl.serving._paddle import import_paddle
 
     import_paddle("launching")
+    _restart_at_once()
     sys.argv = ["paddle.distributed.launch", *arguments]
     runpy.run_module("paddle.distributed.launch", run_name="__main__")
+
+
+def _restart_at_once() -> None:
+    """Let a launcher whose rank has failed know by itself that it is to restart.
+
+    It deletes all heartbeats, and the event of that deletion sets its own status from "failed" to
+    "restarting" as well as its peers'. If its ranks are all dead by then, it looks at its status
+    right after the deletion; where the event comes later than that, it finds "failed", takes it for
+    the end of the job, and leaves. (paddle.distributed.launch of Paddle 3.3.)
+    """
+    from paddle.distributed.launch.controllers import master
+
+    etcd_master: Any = master.ETCDMaster
+    restart_peers = etcd_master.restart_peer
+
+    def restart(self: Any) -> None:
+        restart_peers(self)
+        self.ctx.status.restart()
+
+    etcd_master.restart_peer = restart
