@@ -92,21 +92,24 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--student", default="shufflenet_v2_x0_5")
-    add("--teacher", default="resnet50")
+    add("--teacher", default="resnet34")
     add("--teacher-weights", help="instead of training it: what paddle.save wrote")
     add("--teacher-epochs", type=int, default=6)
     add("--image-size", type=int, default=32)
     add("--batch-size", type=int, default=32)
     add("--train-images", type=int, default=0, help="for the student; 0: all 1,200")
     add("--epochs", type=int, default=4)
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=int, default=3)
     add("--teachers", type=int, nargs="+", default=[1, 2, 4, 8], help="simulated remote")
     add("--real-teachers", type=int, nargs="*", default=[1], help="on this CPU")
     add("--speed-up", type=float, default=1.0, help="of a simulated teacher over this CPU")
     add("--without-online", action="store_true", help="leave out the mode that takes longest")
     add("--plot", help="an image to write (needs matplotlib)")
     add("--work-dir", type=Path, help="keep everything here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.work_dir and options.work_dir.exists() and any(options.work_dir.iterdir()):
+        parser.error(f"--work-dir {options.work_dir} is not empty")
+    return options
 
 
 def train_teacher(options: argparse.Namespace, work: Path) -> str:

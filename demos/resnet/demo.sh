@@ -61,7 +61,9 @@ edl launch --master "etcd://$etcd" --elastic_level 1 --job_id demo --nproc_per_n
     --teachers "etcd://$etcd/resnet_teacher" --student "$STUDENT" --epochs "$EPOCHS" \
     --output "$work/student" --save-every 4 --log-every 6 --resume >"$work/launch.log" 2>&1 &
 launcher=$!
-wait_for "a checkpoint" 120 compgen -G "$work/student/checkpoints/*/shared"
+for part in shared rank-0 rank-1; do
+    wait_for "a checkpoint" 120 compgen -G "$work/student/checkpoints/*/$part"
+done
 ranks=($(cat "/proc/$launcher/task/$launcher/children"))
 kill -9 "${ranks[1]}" "$first"
 echo "killed rank 1 (process ${ranks[1]}) and a teacher (process $first)"
@@ -76,4 +78,4 @@ grep -h "^resumed\|^epoch" "$work/log/workerlog.0"
 say "4. The student alone, with its teacher in its own process, and with teachers as a service"
 python "$here/../../benchmarks/paper.py" --student "$STUDENT" --teacher "$TEACHER" \
     --teacher-weights "$work/teacher/student.pdparams" --epochs "$EPOCHS" --rounds 1 \
-    --teachers 1 2 4 "$@"
+    --teachers 1 2 4 --work-dir "$work/paper" "$@"
