@@ -39,7 +39,7 @@ from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demos" / "resnet"
-FILLING = 8  # steps at the beginning of an epoch that are not counted
+FILLING = 8  # steps at the beginning of an epoch that are not counted; half of it at most
 CONSOLE = Console(width=None if sys.stdout.isatty() else 110)
 
 
@@ -231,7 +231,7 @@ def speed(path: Path, batch_size: int) -> float:
     at: dict[int, list[float]] = {}
     for line in map(json.loads, path.read_text().splitlines()):
         at.setdefault(line["epoch"], []).append(line["at"])
-    spans = [times[FILLING:] for times in at.values()]
+    spans = [times[min(FILLING, len(times) // 2) :] for times in at.values()]
     steps = sum(len(times) - 1 for times in spans)
     return steps * batch_size / sum(times[-1] - times[0] for times in spans)
 
@@ -243,7 +243,7 @@ def show(options: argparse.Namespace, rows: list[Row], seconds: float) -> None:
         f"{options.image_size}x{options.image_size}, {options.epochs} epochs, "
         f"{options.rounds} seeds"
     )
-    columns = ("mode", "teacher resource", "student resource", "batch", "top-1", "top-5",
+    columns = ("mode", "teachers", "student", "batch", "top-1", "top-5",
                "images/s", "spread", "of pure", "of online")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="right" if columns.index(column) > 2 else "left")
@@ -252,7 +252,7 @@ def show(options: argparse.Namespace, rows: list[Row], seconds: float) -> None:
     for row in rows:
         median = statistics.median(row.speeds)
         table.add_row(
-            row.mode, row.teachers, "1 CPU thread", str(options.batch_size),
+            row.mode, row.teachers, "1 thread", str(options.batch_size),
             mean_and_deviation(row.top1), mean_and_deviation(row.top5), f"{median:.1f}",
             f"{(max(row.speeds) - min(row.speeds)) / median:.0%}",
             f"{ratio(row.speeds, alone):.3f}", f"{ratio(row.speeds, online):.2f}" if online else "",

@@ -71,7 +71,7 @@ def main():
     paddle.seed(args.seed + rank)
 
     train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size, args.seed)
-    samples = args.train_images or len(train_set)
+    samples = min(args.train_images or len(train_set), len(train_set))
     shares = data.Shares(samples, args.batch_size, rank, ranks, args.seed)
     loader = paddle.io.DataLoader(train_set, batch_sampler=shares, num_workers=args.workers)
     reader = loader
@@ -208,7 +208,7 @@ def resume(args, parts, reader, shares):
         parts["schedule"].step(round((epoch + seen / shares.samples) * steps_per_epoch))
         return epoch, seen
     paddle.set_rng_state(own["random"])
-    if args.mode == "service":  # <-- distillation: the reader knows how far it was
+    if args.mode == "service" and "reader" in own:  # <-- distillation: it knows how far it was
         reader.load_state_dict(json.loads(own["reader"]))
         shares.first = place["first"]
     else:
