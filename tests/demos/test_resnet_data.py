@@ -63,27 +63,37 @@ def test_epochs_and_seeds_shuffle_differently_and_reproducibly(data):
     assert order(1, 1) != order(1, 2) != order(2, 1)
 
 
-@pytest.fixture
-def cifar100(tmp_path):
-    """An archive as the real one is built, with few pictures."""
-    path = tmp_path / "cifar-100-python.tar.gz"
+def cifar(path, parts, labels):
+    """An archive as the real ones are built, with few pictures; those of the last part."""
     generator = np.random.default_rng(0)
     with tarfile.open(path, "w:gz") as archive:
-        for part, count in (("train", 40), ("test", 20)):
-            pictures = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-            content = pickle.dumps(
-                {b"data": pictures, b"fine_labels": list(range(count))}, protocol=2
-            )
-            entry = tarfile.TarInfo(f"cifar-100-python/{part}")
+        for part in parts:
+            pictures = generator.integers(0, 256, (10, 3072), dtype=np.uint8)
+            content = pickle.dumps({b"data": pictures, labels: list(range(10))}, protocol=2)
+            entry = tarfile.TarInfo(part)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return path, pictures
 
 
-def test_cifar_archives(data, cifar100):
-    path, pictures = cifar100
-    train, test, classes = data.load("cifar100", str(path), 32, seed=0)
-    assert (len(train), len(test), classes) == (40, 20, 100)
+@pytest.fixture
+def cifar10(tmp_path):
+    train = [f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)]
+    test = "cifar-10-batches-py/test_batch"
+    return cifar(tmp_path / "cifar-10-python.tar.gz", [*train, test], b"labels")
+
+
+@pytest.fixture
+def cifar100(tmp_path):
+    parts = ["cifar-100-python/train", "cifar-100-python/test"]
+    return cifar(tmp_path / "cifar-100-python.tar.gz", parts, b"fine_labels")
+
+
+@pytest.mark.parametrize(("name", "train_images"), [("cifar10", 50), ("cifar100", 10)])
+def test_cifar_archives(data, request, name, train_images):
+    path, pictures = request.getfixturevalue(name)
+    train, test, classes = data.load(name, str(path), 32, seed=0)
+    assert (len(train), len(test), classes) == (train_images, 10, int(name[5:]))
     image, label = test[7]
     assert image.shape == (3, 32, 32)
     assert image.dtype == np.float32

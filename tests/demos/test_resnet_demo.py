@@ -21,7 +21,7 @@ PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 def test_the_whole_demo(tmp_path):
     small = {"STUDENT": NETWORK, "TEACHER": NETWORK, "TEACHER_EPOCHS": "1", "EPOCHS": "1"}
     result = subprocess.run(
-        [DEMO / "demo.sh", "--teachers", "2"],
+        [DEMO / "demo.sh", "--teachers", "2", "--rounds", "2", "--train-images", "320"],
         cwd=tmp_path, env={**ENVIRONMENT, **small, "WORK": str(tmp_path), "PATH": PATH},
         capture_output=True, text=True, timeout=390, check=False,
     )  # fmt: skip
@@ -42,8 +42,10 @@ def test_the_whole_demo(tmp_path):
         ("service", "2 simulated remote"),
         ("service", "1 real, this CPU"),
     ]
-    top1 = {row: float(cells[2]) for row, cells in rows.items()}
-    assert all(0 < value <= 100 for value in top1.values())
+    for cells in rows.values():  # mean and standard deviation over the seeds
+        mean, deviation = map(float, cells[2].split("±"))
+        assert 0 < mean <= 100
+        assert deviation < 50
     assert float(rows["pure", "none"][-2]) == 1
     # What was recorded is what the teacher says in the student's process.
     online, service = (
