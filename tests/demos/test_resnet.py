@@ -25,18 +25,16 @@ def test_pure_online_and_service_see_the_same_batches_and_learn_from_the_same_te
     }
     outputs = {}
     for mode, extra in runs.items():
-        output = finish(
-            python("train.py", *SMALL, "--mode", mode, *extra, "--output", tmp_path / mode)
-        )
-        assert "top-1" in output
+        # A network without batch normalisation: that magnifies the last digit, in which an exported
+        # model differs from the layer it was, beyond all measure where a channel is constant.
+        arguments = (*SMALL, "--student", "squeezenet1_1", "--lr", 0.01, "--mode", mode, *extra)
+        assert "top-1" in finish(python("train.py", *arguments, "--output", tmp_path / mode))
         outputs[mode] = losses(tmp_path / mode)
-    assert outputs["pure"].keys() == outputs["online"].keys() == outputs["service"].keys()
-    assert len(outputs["pure"]) == 1200 // 32
-    # An exported model computes in another order than the layer it was; training lets the last
-    # digit grow, so only the beginning can be compared.
-    first = {mode: list(values.values())[:8] for mode, values in outputs.items()}
-    np.testing.assert_allclose(first["service"], first["online"], rtol=1e-3)
-    assert first["service"][0] != pytest.approx(first["pure"][0], rel=1e-2)
+    pure, online, service = (outputs[mode] for mode in runs)
+    assert pure.keys() == online.keys() == service.keys()
+    assert len(pure) == 1200 // 32
+    np.testing.assert_allclose(list(service.values()), list(online.values()), rtol=1e-3)
+    assert service[0, 32] != pytest.approx(pure[0, 32], rel=1e-2)
 
 
 def test_a_killed_run_that_is_resumed_and_teachers_that_come_and_go_change_no_loss(
