@@ -40,7 +40,7 @@ from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demos" / "resnet"
 FILLING = 8  # steps at the beginning of an epoch that are not counted; half of it at most
-CONSOLE = Console(width=None if sys.stdout.isatty() else 110)
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass
@@ -246,7 +246,8 @@ def show(options: argparse.Namespace, rows: list[Row], seconds: float) -> None:
     columns = ("mode", "teachers", "student", "batch", "top-1", "top-5",
                "images/s", "spread", "of pure", "of online")  # fmt: skip
     for column in columns:
-        table.add_column(column, justify="right" if columns.index(column) > 2 else "left")
+        justify = "right" if columns.index(column) > 2 else "left"
+        table.add_column(column, justify=justify, no_wrap=True)
     alone = rows[0].speeds
     online = next((row.speeds for row in rows if row.mode == "online"), None)
     for row in rows:

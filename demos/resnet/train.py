@@ -78,10 +78,11 @@ def main():
         reader = DistillReader(  # <-- distillation: wrap the loader, and batches bring soft labels
             ["image", "label"], ["logits"], source=loader, teachers=args.teachers
         )
-    teacher = online_teacher(args, classes) if args.mode == "online" else None
 
-    paddle.seed(args.seed + rank)  # after the teacher: all modes draw the same numbers
+    paddle.seed(args.seed + rank)
     student = models.build(args.student, classes)
+    teacher = online_teacher(args, classes) if args.mode == "online" else None
+    paddle.seed(args.seed + rank)  # again, so that all modes draw the same random numbers
     schedule, optimizer = make_optimizer(args, student, len(shares), ranks)
     scaler = paddle.amp.GradScaler(enable=args.amp and paddle.is_compiled_with_cuda())
     parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
