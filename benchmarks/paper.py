@@ -99,6 +99,7 @@ def parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=32)
     add("--train-images", type=int, default=0, help="for the student; 0: all 1,200")
     add("--epochs", type=int, default=4)
+    add("--soft-weight", type=float, default=0.9, help="of the teacher in the loss")
     add("--rounds", type=int, default=3)
     add("--teachers", type=int, nargs="+", default=[1, 2, 4, 8], help="simulated remote")
     add("--real-teachers", type=int, nargs="*", default=[1], help="on this CPU")
@@ -156,6 +157,7 @@ class Lab:
         arguments += ["--student", options.student, "--epochs", options.epochs]
         arguments += ["--image-size", options.image_size, "--batch-size", options.batch_size]
         arguments += ["--train-images", options.train_images]
+        arguments += ["--soft-weight", options.soft_weight]
         if row.mode == "online":
             arguments += ["--teacher", options.teacher, "--teacher-weights", self.weights]
         with contextlib.ExitStack() as stack:
