@@ -3,13 +3,10 @@
 import json
 import os
 import signal
-import threading
-import time
 
 import numpy as np
 import pytest
 
-from edl.distill import DistillReader
 from tests.support.processes import alive, children_of, edl, eventually
 from tests.support.resnet import DEMO, EDL, SMALL, finish, losses, python, steps
 
@@ -29,6 +26,38 @@ def launch(output, *options, elastic="", epochs=1):
     where = ("--log_dir", output / "log", "--nproc_per_node", RANKS, DEMO / "train.py")
     training = (*SMALL, "--epochs", epochs, "--output", output, "--log-every", 1)
     return python(*program, *where, *training, "--mode", "service", *options)
+
+
+OTHER_STUDENT = """
+import sys, time, numpy as np
+from edl.distill import DistillReader
+def source():
+    while True:
+        time.sleep(0.1)
+        yield (np.zeros((1, 3, 32, 32), "f4"),)
+with open(sys.argv[2], "wb", 0) as batches:
+    for _ in DistillReader(["image"], ["logits"], source=source, teachers=sys.argv[1]):
+        batches.write(b".")
+"""
+
+
+@pytest.fixture
+def others(cluster, tmp_path):
+    """others(): how many batches another student of the same teachers has had, from now on."""
+    batches = tmp_path / "others"
+    process = None
+
+    def count():
+        nonlocal process
+        if process is None:
+            process = python("-c", OTHER_STUDENT, cluster.address, batches)
+        assert process.poll() is None
+        return batches.stat().st_size if batches.exists() else 0
+
+    yield count
+    if process:
+        process.kill()
+        process.communicate()
 
 
 def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(
@@ -52,7 +81,7 @@ def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(
 
 
 def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing_had_happened(
-    cluster, etcd_server, tmp_path
+    cluster, etcd_server, others, tmp_path
 ):
     first = cluster()
     cluster()
@@ -60,19 +89,19 @@ def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing
     service = ("--teachers", cluster.address, "--save-every", 4)
     finish(launch(undisturbed, *service))
 
+    eventually(others, 30)
     launcher = launch(disturbed, *service, "--resume", elastic=etcd_server.endpoint)
     eventually(lambda: len(steps(disturbed, 1)) >= 6, 90)
     ranks = children_of(launcher.pid)
     assert len(ranks) == RANKS
-    with another_student(cluster.address) as others:
-        os.kill(ranks[1], signal.SIGKILL)
-        eventually(lambda: not any(map(alive, ranks)), 30)
-        before = others()
-        eventually(lambda: others() > before + 10, 30)  # teachers are up, and serve others
-        eventually(lambda: any(seen <= SEEN[5] for _, seen, _ in steps(disturbed, 1)[6:]), 90)
-        first.kill(signal.SIGKILL)
-        cluster()
-        finish(launcher)
+    os.kill(ranks[1], signal.SIGKILL)
+    eventually(lambda: not any(map(alive, ranks)), 30)
+    before = others()
+    eventually(lambda: others() > before + 10, 30)  # teachers are up, and serve others
+    eventually(lambda: any(seen <= SEEN[5] for _, seen, _ in steps(disturbed, 1)[6:]), 90)
+    first.kill(signal.SIGKILL)
+    cluster()
+    finish(launcher)
 
     for rank in range(RANKS):
         written = [seen for _, seen, _ in steps(disturbed, rank)]
@@ -89,36 +118,6 @@ def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing
         np.testing.assert_allclose(
             [got[key] for key in expected], list(expected.values()), rtol=1e-3, atol=1e-4
         )
-
-
-class another_student:
-    """A reader of the same service that reads now and then; called, it says how many batches."""
-
-    def __init__(self, teachers):
-        self.teachers, self.count, self.ended = teachers, 0, threading.Event()
-
-    def __call__(self):
-        return self.count
-
-    def read(self):
-        def source():
-            while not self.ended.is_set():
-                time.sleep(0.1)
-                yield (np.zeros((1, 3, 32, 32), "f4"),)
-
-        with DistillReader(["image"], ["logits"], source=source, teachers=self.teachers) as reader:
-            for _ in reader:
-                self.count += 1
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self.read)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
 
 
 def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(cluster, etcd_server, tmp_path):
