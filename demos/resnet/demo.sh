@@ -17,9 +17,11 @@ export GLOG_minloglevel=2 PYTHONWARNINGS=ignore
 clean_up() { # teachers leave etcd before it ends
     local others
     others=$(jobs -p | grep -vx "${etcd_process:-none}" || true)
-    kill $others 2>/dev/null || true
-    wait $others 2>/dev/null || true
-    kill "${etcd_process:-}" 2>/dev/null || true
+    if [ -n "$others" ]; then
+        kill $others 2>/dev/null || true
+        wait $others 2>/dev/null || true
+    fi
+    kill $(jobs -p) 2>/dev/null || true
     wait
     [ -n "${WORK:-}" ] || rm -rf "$work"
 }
