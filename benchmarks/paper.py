@@ -28,17 +28,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from _teachers import ROOT, teachers
 from rich.console import Console
 from rich.table import Table
 
-from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
+from edl.discovery.embedded import EmbeddedEtcd
 
-HERE = Path(__file__).parent
-DEMO = HERE.parent / "demos" / "resnet"
+DEMO = ROOT / "demos" / "resnet"
 FILLING = 8  # steps at the beginning of an epoch that are not counted; half of it at most
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -133,7 +132,7 @@ def record(options: argparse.Namespace, weights: str, work: Path) -> float:
     import numpy as np
 
     path = work / "recorded.npz"
-    python(HERE / "_recorded.py", options.teacher, weights, options.image_size,
+    python(ROOT / "benchmarks" / "_recorded.py", options.teacher, weights, options.image_size,
            options.batch_size, path)  # fmt: skip
     return float(np.load(path)["seconds_per_row"]) * options.batch_size
 
@@ -162,9 +161,10 @@ class Lab:
             arguments += ["--teacher", options.teacher, "--teacher-weights", self.weights]
         with contextlib.ExitStack() as stack:
             if number:
-                host = self.simulated() if row.simulated else self.real()
-                address = stack.enter_context(teachers(host, number, self.etcd, output.name))
-                arguments += ["--teachers", address]
+                host, environment = self.simulated() if row.simulated else self.real()
+                host += ["--etcd", self.etcd, "--service", output.name]
+                stack.enter_context(teachers(number, host, environment))
+                arguments += ["--teachers", f"etcd://{self.etcd}/{output.name}"]
             python(DEMO / "train.py", *arguments)
         row.speeds.append(speed(output / "losses-0.jsonl", options.batch_size))
         last = json.loads((output / "epochs.jsonl").read_text().splitlines()[-1])
@@ -173,45 +173,13 @@ class Lab:
 
     def simulated(self) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment of a simulated teacher."""
-        recorded = {"EDL_RECORDED": str(self.work / "recorded.npz"), "PYTHONPATH": str(HERE)}
-        speed_up = {"EDL_RECORDED_SPEED_UP": str(self.options.speed_up)}
-        return ["--python", "_recorded:Recorded"], recorded | speed_up
+        recorded = {"EDL_RECORDED": str(self.work / "recorded.npz")}
+        recorded["EDL_RECORDED_SPEED_UP"] = str(self.options.speed_up)
+        return ["--python", "_recorded:Recorded"], recorded
 
     def real(self) -> tuple[list[str], dict[str, str]]:
         """The same of a real one."""
         return ["--model", str(self.model), "--cpu-threads", "1"], {}
-
-
-@contextlib.contextmanager
-def teachers(
-    host: tuple[list[str], dict[str, str]], number: int, etcd: str, service: str
-) -> Iterator[str]:
-    """So many ``edl teacher``s; their address in etcd."""
-    arguments, environment = host
-    command = [sys.executable, "-m", "edl.cli.main", "teacher", *arguments]
-    command += ["--etcd", etcd, "--service", service]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-        )
-        for _ in range(number)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("teacher ready at "):
-                raise SystemExit(f"a teacher did not start: {line!r}")
-        yield f"etcd://{etcd}/{service}"
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(20)
 
 
 def python(*arguments: object) -> None:

@@ -24,19 +24,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 from _nothing import LABELS, Peer, bare_round_trip
+from _teachers import ROOT, teachers
 from rich.console import Console
 from rich.table import Table
 
 from edl.serving import TeacherClient
 
-ROOT = Path(__file__).parents[1]
 SERVING = Path(os.environ.get("EDL_SERVING_VENV", ROOT / ".venv-serving")) / "bin/python"
 BATCH = np.random.default_rng(0).random((16, 3, 224, 224), dtype=np.float32)
 ROW = np.ones((1, 1, 2, 2), np.float32)
@@ -123,26 +122,6 @@ class Helper:
         self._process.communicate()
 
 
-@contextmanager
-def teacher(*arguments: str) -> Iterator[str]:
-    """``edl teacher`` in a process of its own; its endpoint."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edl.cli.main", "teacher", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/benchmarks"},
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("teacher ready"), line
-        yield line.split()[-1]
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def in_flight(client: TeacherClient, image: np.ndarray, depth: int, seconds: float) -> float:
     """Requests per second with ``depth`` requests in flight."""
     slots = threading.Semaphore(depth)
@@ -200,9 +179,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
         [sys.executable, "-W", "ignore", "-c", _EXPORT, model], check=True, capture_output=True
     )
     with ExitStack() as stack:
-        resnet = stack.enter_context(teacher("--model", model))
-        single = stack.enter_context(teacher("--model", model, "--max-batch-rows", "1"))
-        nothing = stack.enter_context(teacher("--python", "_nothing:Nothing"))
+        (resnet,) = stack.enter_context(teachers(1, ["--model", model]))
+        (single,) = stack.enter_context(teachers(1, ["--model", model, "--max-batch-rows", "1"]))
+        (nothing,) = stack.enter_context(teachers(1, ["--python", "_nothing:Nothing"]))
         peer = Peer(LABELS[:16])
         stack.callback(peer.close)
         small = Peer(LABELS[:1])
