@@ -4,9 +4,9 @@
 
 records what a network of demos/resnet says to each training image of the digits (and to the black
 one that a teacher is tried with when it starts), and how long a forward pass takes in a student's
-process. ``edl teacher --python _recorded:Recorded`` then answers
-with that, after that time divided by EDL_RECORDED_SPEED_UP: a teacher on another machine, which
-costs this one the transfer but not the computation.
+process. ``edl teacher --python _recorded:Recorded`` then answers with that, after that time divided
+by EDL_RECORDED_SPEED_UP: a teacher on another machine, which costs this one the transfer but not
+the computation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,8 +57,7 @@ def record(name: str, weights: str, image_size: int, batch_size: int, path: str)
     train_set, _, classes = data.load("digits", None, image_size, seed=0)
     images = np.stack([image for image, _ in train_set.samples])
     images = np.concatenate([images, np.zeros_like(images[:1])])
-    network: Any = models.build(name, classes)
-    network.set_state_dict(paddle.load(weights))
+    network = models.load(name, classes, weights)
     network.eval()
     parts, times = [], []
     with paddle.no_grad():

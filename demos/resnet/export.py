@@ -6,7 +6,6 @@ python export.py --network resnet50 --weights teacher/student.pdparams --classes
 import argparse
 
 import models
-import paddle
 
 from edl.serving import export_model
 
@@ -19,9 +18,7 @@ parser.add_argument("--pdmodel", action="store_true", help="for Paddle Serving 0
 parser.add_argument("--out", required=True)
 arguments = parser.parse_args()
 
-network = models.build(arguments.network, arguments.classes)
-if arguments.weights:
-    network.set_state_dict(paddle.load(arguments.weights))
+network = models.load(arguments.network, arguments.classes, arguments.weights)
 size = arguments.image_size
 feeds = {"image": ((3, size, size), "float32")}
 export_model(network, arguments.out, feeds, ["logits"], pdmodel=arguments.pdmodel)

@@ -24,6 +24,14 @@ def build(name, classes):
     return getattr(paddle.vision.models, name)(num_classes=classes)
 
 
+def load(name, classes, weights):
+    """The same, with the parameters that paddle.save wrote to the file ``weights``, if any."""
+    network = build(name, classes)
+    if weights:
+        network.set_state_dict(paddle.load(weights))
+    return network
+
+
 class ConvBn(nn.Sequential):
     """Convolution, batch normalisation, and ReLU unless it comes after an addition."""
 

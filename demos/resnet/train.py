@@ -154,9 +154,7 @@ def make_optimizer(args, student, steps, ranks):
 
 def online_teacher(args, classes):
     """The teacher in this process: what distillation costs without a service."""
-    teacher = models.build(args.teacher, classes)
-    if args.teacher_weights:
-        teacher.set_state_dict(paddle.load(args.teacher_weights))
+    teacher = models.load(args.teacher, classes, args.teacher_weights)
     teacher.eval()
     return teacher
 
