@@ -8,7 +8,6 @@ while they save go on from the one before.
 
 import os
 import shutil
-from pathlib import Path
 
 import paddle
 
@@ -20,9 +19,11 @@ def save(directory, epoch, seen, rank, ranks, shared, own):
 
     Rank 0 writes ``shared``, and removes checkpoints that are too old to be needed.
     """
-    path = Path(directory) / f"{epoch:04d}-{seen:09d}-of-{ranks}"
+    path = directory / f"{epoch:04d}-{seen:09d}-of-{ranks}"
     path.mkdir(parents=True, exist_ok=True)
-    parts = {f"rank-{rank}": own, "shared": shared} if rank == 0 else {f"rank-{rank}": own}
+    parts = {f"rank-{rank}": own}
+    if rank == 0:
+        parts["shared"] = shared
     for name, content in parts.items():
         paddle.save(content, str(path / f".{name}"))
         os.replace(path / f".{name}", path / name)
@@ -35,7 +36,7 @@ def complete(directory):
     """Paths of the checkpoints that have all their parts, the newest last."""
     return [
         path
-        for path in sorted(Path(directory).glob("*-*-of-*"))
+        for path in sorted(directory.glob("*-*-of-*"))
         if (path / "shared").exists() and len(list(path.glob("rank-*"))) == ranks_of(path)
     ]
 

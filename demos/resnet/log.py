@@ -40,7 +40,7 @@ class Log:
             line = {"epoch": epoch, "seen": seen, "loss": float(loss), "at": round(at, 4)}
             print(json.dumps(line), file=self.losses)
             if self.visual:
-                self.visual.add_scalar("loss", float(loss), epoch * self.samples + seen)
+                self.visual.add_scalar("loss", line["loss"], epoch * self.samples + seen)
         self.losses.flush()
         self.kept.clear()
 

@@ -93,8 +93,7 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
         registrars.append(_Registrar(server, registered, entry, options, stop))
     for registrar in registrars:
         registrar.start()
-    while not stop.wait(1.0):
-        pass
+    stop.wait()
     for registrar in registrars:
         registrar.join(_LEAVE_WITHIN)
 
