@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, edl
 
 pytestmark = [pytest.mark.slow]
 pytest.importorskip("paddle")
@@ -38,8 +38,8 @@ def runs(directory):
 
 
 def test_arguments_and_exit_status_are_passed_through(tmp_path):
-    program = [sys.executable, "-W", "ignore", "-m", "edl.cli.main", "launch", "--help"]
-    result = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    result = edl("launch", "--help")
+    assert result.returncode == 0
     assert "--max_restart" in result.stdout
     result = launch(tmp_path, ("edl.cli.main", "launch"), status=3)
     assert result.returncode == 3

@@ -28,6 +28,11 @@ def launch(output, *options, elastic="", epochs=1):
     return python(*program, *where, *training, "--mode", "service", *options)
 
 
+def first_again(seen):
+    """The place of the first step after a restart, which goes back to a checkpoint."""
+    return next(place for place in range(1, len(seen)) if seen[place] <= seen[place - 1])
+
+
 OTHER_STUDENT = """
 import sys, time, numpy as np
 from edl.distill import DistillReader
@@ -105,9 +110,7 @@ def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing
 
     for rank in range(RANKS):
         written = [seen for _, seen, _ in steps(disturbed, rank)]
-        again = next(
-            place for place in range(1, len(written)) if written[place] <= written[place - 1]
-        )
+        again = first_again(written)
         assert written[:again] == SEEN[:again]
         resumed_after = written[again] - BATCH * RANKS
         assert resumed_after % (4 * BATCH * RANKS) == 0
@@ -140,7 +143,7 @@ def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(cluster, etcd_serve
     nodes[1].communicate()
 
     written = [seen for _, seen, _ in steps(tmp_path)]
-    alone = next(place for place in range(1, len(written)) if written[place] <= written[place - 1])
+    alone = first_again(written)
     assert written[:alone] == SEEN[:alone]
     resumed_after = written[alone] - BATCH
     assert resumed_after % (2 * BATCH * RANKS) == 0

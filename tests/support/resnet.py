@@ -14,12 +14,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
 EDL = ("-m", "edl.cli.main")
 
 
-def python(*arguments, **options):
+def python(*arguments):
     """A Python process in the demo's directory, its output in a pipe."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *map(str, arguments)],
         cwd=DEMO, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        **options,
     )  # fmt: skip
 
 
