@@ -13,10 +13,11 @@ import time
 
 import numpy as np
 
-from edl.serving import Description, TensorSpec, frame
-from edl.serving.client import receive_exactly, send_all
-from edl.serving.description import DESCRIBE_SERVICE
-from edl.serving.messages import encode_response
+from edl.serving import Description, TensorSpec
+from edl.serving.client.teacher import receive_exactly, send_all
+from edl.serving.wire import frame
+from edl.serving.wire.description import DESCRIBE_SERVICE
+from edl.serving.wire.messages import encode_response
 
 RAW = b"RAWB"
 

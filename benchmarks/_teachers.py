@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-from edl.discovery.embedded import die_with_parent
+from edl._process import die_with_parent
 
 ROOT = Path(__file__).parents[1]
 

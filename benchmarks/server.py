@@ -44,7 +44,7 @@ SECONDS = 4.0
 _EXPORT = """
 import sys
 from edl.serving import export_model
-from edl.serving._paddle import import_paddle
+from edl._paddle import import_paddle
 paddle = import_paddle("the benchmark")
 net = paddle.vision.models.resnet18()
 export_model(net, sys.argv[1], {"img": ((3, 224, 224), "float32")}, ["logits"])
@@ -54,7 +54,7 @@ export_model(net, sys.argv[1], {"img": ((3, 224, 224), "float32")}, ["logits"])
 _BARE = """
 import sys, time
 import numpy as np
-from edl.serving.predictor import PredictorOptions, load_predictor
+from edl.serving.model.predictor import PredictorOptions, load_predictor
 predictor = load_predictor(PredictorOptions(model=sys.argv[1]))
 image = np.random.default_rng(0).random((16, 3, 224, 224), dtype=np.float32)
 predictor.run({"img": image}, ["logits"])

@@ -40,7 +40,7 @@ SLOW = 3.0
 
 def measure() -> tuple[float, float]:
     """Seconds of a student's training step and of a teacher's inference, on this machine."""
-    from edl.serving._paddle import import_paddle
+    from edl._paddle import import_paddle
 
     paddle = import_paddle("the benchmark")
     student, teacher = paddle.vision.models.resnet18(), paddle.vision.models.resnet50()

@@ -20,8 +20,9 @@ from _nothing import LABELS, Peer, bare_round_trip
 from rich.console import Console
 from rich.table import Table
 
-from edl.serving import TeacherClient, frame
-from edl.serving.messages import (
+from edl.serving import TeacherClient
+from edl.serving.wire import frame
+from edl.serving.wire.messages import (
     METHOD,
     SERVICE,
     decode_request,
@@ -97,7 +98,8 @@ def main() -> None:
         )
     Console().print(table)
     print(f"the request references the array's memory: {shared}")
-    print(f"the student's side imports pickle: {'pickle' in _imports_of('edl.serving.client')}")
+    pickles = "pickle" in _imports_of("edl.serving.client.teacher")
+    print(f"the student's side imports pickle: {pickles}")
 
 
 def _imports_of(module: str) -> set[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from edl.cli._signals import stop_event
+from edl._process import stop_event
 
 if TYPE_CHECKING:
     from edl.discovery.balancer import Summary

@@ -7,7 +7,7 @@ from typing import Optional
 
 import click
 
-from edl.cli._signals import stop_event
+from edl._process import stop_event
 
 
 @click.command()

@@ -52,14 +52,14 @@ def command(
     if layer:
         if not feeds or not fetches:
             raise click.UsageError("a layer needs --feed NAME:DTYPE:SHAPE and --fetch NAME")
-        from edl.serving.export import export_model
+        from edl.serving.model.export import export_model
 
         specs = dict(_spec(feed) for feed in feeds)
         files = export_model(_make(layer, weights), out, specs, fetches, pdmodel=pdmodel)
     else:
         if weights or pdmodel:
             raise click.UsageError("--weights and --pdmodel go with --layer")
-        from edl.serving.export import export_inference_model
+        from edl.serving.model.export import export_inference_model
 
         assert model is not None
         files = export_inference_model(model, out, list(feeds) or None, list(fetches) or None)
@@ -67,8 +67,8 @@ def command(
 
 
 def _make(target: str, weights: Optional[Path]) -> Any:
-    from edl.serving._paddle import import_paddle
-    from edl.serving.factory import make
+    from edl._paddle import import_paddle
+    from edl.serving.model.factory import make
 
     paddle = import_paddle("exporting a model")
     layer = make(target, "layer")

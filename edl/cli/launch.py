@@ -23,8 +23,8 @@ def command(arguments: tuple[str, ...]) -> None:
     1`). `edl launch --nproc_per_node 2 train.py ...` is otherwise `python -m
     paddle.distributed.launch --nproc_per_node 2 train.py ...`.
     """
+    from edl._paddle import import_paddle
     from edl.discovery import _etcd3  # noqa: F401  (importing it is what repairs etcd3)
-    from edl.serving._paddle import import_paddle
 
     import_paddle("launching")
     _restart_at_once()

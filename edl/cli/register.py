@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from edl.cli._signals import stop_event
+from edl._process import stop_event
 
 if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
-    from edl.serving.entry import Entry
-    from edl.serving.health import HealthWatch
+    from edl.serving.client.entry import Entry
+    from edl.serving.client.health import HealthWatch
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
     back when it recovers. An entry that another registrar made is left alone; this one takes over
     when it is gone. Runs until Ctrl-C or SIGTERM, and takes its entries out.
     """
+    from edl._endpoints import parse_endpoint
     from edl.errors import ConfigError
-    from edl.serving.client import parse_endpoint
 
     stop = stop_event()
     entry = _entry(options)
@@ -99,11 +99,11 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
 
 
 def _entry(options: dict[str, Any]) -> Entry:
-    from edl.serving.entry import Entry
+    from edl.serving.client.entry import Entry
 
     description = None
     if options["conf"]:
-        from edl.serving.prototxt import read_config
+        from edl.serving.model.prototxt import read_config
 
         description = read_config(options["conf"]).describe()
     extra = {
@@ -134,7 +134,7 @@ class _Registrar(threading.Thread):
 
     def run(self) -> None:
         """Wait until the server is healthy, then keep it registered."""
-        from edl.serving.health import HealthWatch
+        from edl.serving.client.health import HealthWatch
 
         options = self._options
         names = ("probe", "interval", "timeout", "failures")
@@ -168,7 +168,7 @@ class _Registrar(threading.Thread):
     def _register(self, watch: HealthWatch, etcd: Etcd) -> Registration:
         from edl.discovery import Registration
         from edl.errors import TeacherError
-        from edl.serving.health import learn
+        from edl.serving.client.health import learn
 
         options = self._options
         try:

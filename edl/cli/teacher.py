@@ -17,8 +17,8 @@ from edl.errors import ConfigError
 
 if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
-    from edl.serving.entry import Entry
-    from edl.serving.server import TeacherServer
+    from edl.serving.client.entry import Entry
+    from edl.serving.server.server import TeacherServer
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ def command(**options: Any) -> None:
 
 
 async def _serve(options: dict[str, Any]) -> None:
-    from edl.serving.predictor import PredictorOptions
-    from edl.serving.server import ServerOptions, TeacherServer
-    from edl.serving.workers import processes
+    from edl.serving.model.predictor import PredictorOptions
+    from edl.serving.server.server import ServerOptions, TeacherServer
+    from edl.serving.worker.handles import processes
 
     predictor = PredictorOptions(
         model=options["model"] or "",
@@ -191,7 +191,7 @@ async def _register(
 
 def _entry(server: TeacherServer) -> Entry:
     """What the registry says of the server. Its rate has two digits, so that it seldom changes."""
-    from edl.serving.entry import Entry
+    from edl.serving.client.entry import Entry
 
     engine = server.engine
     extra: dict[str, Any] = {
@@ -213,12 +213,12 @@ def _advertised_host(options: dict[str, Any]) -> str:
     target: Optional[str] = options["etcd"]
     if target is None:
         return socket.gethostname()
-    from edl.discovery.etcd import parse_endpoints
+    from edl._endpoints import parse_etcd_endpoints
 
     # The address this machine uses towards etcd; connecting a datagram socket sends nothing.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            sock.connect(parse_endpoints(target)[0])
+            sock.connect(parse_etcd_endpoints(target)[0])
         except OSError as error:
             raise ConfigError(
                 f"cannot tell this machine's address; use --advertise: {error}"

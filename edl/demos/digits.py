@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edl._paddle import import_paddle
 from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
 from edl.distill import DistillReader
 from edl.errors import EdlError, MissingDependencyError
 from edl.serving import export_model
-from edl.serving._paddle import import_paddle
 
 SERVICE = "digits_teacher"
 STUDENT_IMAGES = 150

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
 import shutil
@@ -14,12 +13,11 @@ import time
 from pathlib import Path
 from typing import Optional
 
+from edl._process import die_with_parent
 from edl.discovery.etcd import Etcd
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable, MissingDependencyError
 
 logger = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
 
 
 def etcd_binary() -> Path:
@@ -150,11 +148,6 @@ class EmbeddedEtcd:
                             f"etcd did not answer in {timeout:g} s: {_last_words(self._log)}"
                         ) from None
                     time.sleep(0.05)
-
-
-def die_with_parent() -> None:
-    """In a child between fork and exec: be killed when the thread that forked it ends (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 
 import grpc
 
+from edl._endpoints import parse_etcd_endpoints
 from edl.discovery._etcd3 import etcd3
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
 
@@ -40,23 +41,6 @@ _GRPC_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
 ]
-
-
-def parse_endpoints(endpoints: Union[str, Sequence[str]]) -> list[tuple[str, int]]:
-    """``host:port`` strings, in a list or separated by commas, as pairs. Raises ConfigError."""
-    items = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
-    pairs = []
-    for item in items:
-        text = item.strip()
-        for scheme in ("etcd://", "http://", "https://"):
-            text = text[len(scheme) :] if text.startswith(scheme) else text
-        host, colon, port = text.rstrip("/").rpartition(":")
-        if not colon or not host or not port.isdigit():
-            raise ConfigError(f"etcd endpoint {item!r} is not host:port")
-        pairs.append((host, int(port)))
-    if not pairs:
-        raise ConfigError("no etcd endpoint was given")
-    return pairs
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ class Etcd:
         timeout: float = 3.0,
         credentials: Optional[Credentials] = None,
     ) -> None:
-        self._addresses = parse_endpoints(endpoints)
+        self._addresses = parse_etcd_endpoints(endpoints)
         self._credentials = credentials or Credentials.from_environment()
         self._timeout = timeout
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
 """Knowledge distillation with elastic teachers: DistillReader."""
 
 from edl.distill.reader import DistillReader
-from edl.distill.records import Limits
+from edl.distill.state import Limits
 
 __all__ = ["DistillReader", "Limits"]

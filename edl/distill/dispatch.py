@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Generic, Optional
 
-from edl.distill.records import (
+from edl.distill.state import (
     RECENT,
     AnswerRecord,
     BatchState,

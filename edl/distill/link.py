@@ -17,7 +17,7 @@ from typing import Optional, Protocol, Union
 import numpy as np
 
 from edl.distill.plan import Columns, Plan, make_plan
-from edl.distill.records import Task
+from edl.distill.state import Task
 from edl.errors import (
     AccessDenied,
     ConfigError,
@@ -27,8 +27,8 @@ from edl.errors import (
     TeacherError,
     WireError,
 )
-from edl.serving.description import Description
-from edl.serving.entry import Client, Entry
+from edl.serving.client.entry import Client, Entry
+from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
 

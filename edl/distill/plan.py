@@ -9,7 +9,7 @@ from typing import Any, Optional, Protocol
 import numpy as np
 
 from edl.errors import ConfigError
-from edl.serving.description import Description, TensorSpec
+from edl.serving.wire.description import Description, TensorSpec
 
 
 class Columns(Protocol):

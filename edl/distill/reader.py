@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
-from edl.distill.records import Limits
 from edl.distill.session import Batch, Session, SessionConfig
 from edl.distill.source import (
     Position,
@@ -20,10 +19,11 @@ from edl.distill.source import (
     open_source,
     worker_info,
 )
+from edl.distill.state import Limits
 from edl.distill.teachers import Teachers, fixed_teachers, parse_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
 from edl.errors import ConfigError, ReaderError, SourceError
-from edl.serving.description import Description
+from edl.serving.wire.description import Description
 
 if TYPE_CHECKING:
     IterableDataset = object
@@ -420,7 +420,7 @@ class DistillReader(IterableDataset):
         conf_file = self._conf_file or os.environ.get("PADDLE_DISTILL_CONF_FILE")
         if conf_file is None:
             return None
-        from edl.serving.prototxt import read_config
+        from edl.serving.model.prototxt import read_config
 
         return read_config(Path(conf_file)).describe()
 

@@ -20,7 +20,7 @@ from edl.distill.demand import Demand
 from edl.distill.dispatch import Dispatch
 from edl.distill.link import Answer, TeacherLink
 from edl.distill.plan import Columns
-from edl.distill.records import Finished, Limits, Task
+from edl.distill.state import Finished, Limits, Task
 from edl.distill.teachers import Found, Place, Teachers, choose
 from edl.distill.trace import Trace
 from edl.errors import (
@@ -34,8 +34,8 @@ from edl.errors import (
     TeacherTimeout,
     TeacherUnavailable,
 )
-from edl.serving.description import Description
-from edl.serving.entry import Client
+from edl.serving.client.entry import Client
+from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
 

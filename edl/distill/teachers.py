@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Protocol, Union
 
+from edl._endpoints import parse_endpoint, parse_etcd_endpoints, split_endpoints
 from edl.discovery.records import StudentRecord
 from edl.errors import ConfigError
-from edl.serving.client import parse_endpoint
-from edl.serving.entry import PROTOCOLS, Entry
+from edl.serving.client.entry import PROTOCOLS, Entry
 
 #: Endpoint to the value of its registry entry (empty for fixed teachers).
 Found = Mapping[str, str]
@@ -110,14 +110,14 @@ def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
     pipeline of Paddle Serving. Raises ConfigError.
     """
     entries: dict[str, str] = {}
-    for item in _items(teachers):
+    for item in split_endpoints(teachers):
         protocol, _, endpoint = item.rpartition("://")
         if protocol not in ("", *PROTOCOLS):
             known = ", ".join(f"{name}://" for name in PROTOCOLS)
             raise ConfigError(f"teacher {item!r}: {protocol}:// is not one of {known}")
         try:
             parse_endpoint(endpoint)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"teacher: {error}") from error
         entries.setdefault(endpoint, Entry(protocol).to_json() if protocol else "")
     if not entries:
@@ -127,16 +127,11 @@ def fixed_teachers(teachers: Union[str, Sequence[str]]) -> FixedTeachers:
 
 def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTeachers:
     """Teachers of ``service`` in ``etcd`` (list or comma-separated). Raises ConfigError."""
-    endpoints = tuple(_items(etcd))
+    endpoints = tuple(split_endpoints(etcd))
     if not endpoints or not service:
         raise ConfigError("a teacher service needs etcd endpoints and a service name")
+    parse_etcd_endpoints(endpoints)
     return ServiceTeachers(endpoints, service)
-
-
-def _items(text: Union[str, Sequence[str]]) -> list[str]:
-    """The items of a list, or of a comma-separated string, without blanks and empty ones."""
-    items = text.split(",") if isinstance(text, str) else text
-    return [item.strip() for item in items if item.strip()]
 
 
 def parse_teachers(teachers: Union[str, Sequence[str]]) -> Teachers:

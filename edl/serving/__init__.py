@@ -6,13 +6,13 @@ Knows nothing of etcd. ``TeacherClient`` talks to a teacher; ``export_model`` wr
 
 from typing import TYPE_CHECKING, Any
 
-from edl.serving.client import TeacherClient
-from edl.serving.description import Description, TensorSpec
-from edl.serving.export import export_model
+from edl.serving.client.teacher import TeacherClient
+from edl.serving.model.export import export_model
+from edl.serving.wire.description import Description, TensorSpec
 
 if TYPE_CHECKING:
-    from edl.serving.hosting import serve
-    from edl.serving.server import ServerOptions
+    from edl.serving.server.hosting import serve
+    from edl.serving.server.server import ServerOptions
 
 __all__ = ["Description", "ServerOptions", "TeacherClient", "TensorSpec", "export_model", "serve"]
 
@@ -20,11 +20,11 @@ __all__ = ["Description", "ServerOptions", "TeacherClient", "TensorSpec", "expor
 def __getattr__(name: str) -> Any:
     """The server's side, which students and workers need not import."""
     if name == "serve":
-        from edl.serving.hosting import serve
+        from edl.serving.server.hosting import serve
 
         return serve
     if name == "ServerOptions":
-        from edl.serving.server import ServerOptions
+        from edl.serving.server.server import ServerOptions
 
         return ServerOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

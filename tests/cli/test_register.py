@@ -11,7 +11,7 @@ import pytest
 
 from edl.discovery import Registration, list_nodes
 from edl.distill import DistillReader
-from edl.serving.entry import Entry
+from edl.serving.client.entry import Entry
 from tests.support.processes import ROOT, Registrar, edl, eventually, python_teacher
 
 

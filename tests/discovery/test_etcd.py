@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from edl._endpoints import parse_etcd_endpoints
 from edl.discovery import Etcd
 from edl.discovery.embedded import EmbeddedEtcd, free_port
-from edl.discovery.etcd import parse_endpoints
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
 from tests.support.processes import alive, children_of, eventually
 
@@ -40,13 +40,15 @@ def test_importing_etcd3_leaves_googles_default_pool_alone():
     ],
 )
 def test_endpoints_come_in_the_usual_forms(endpoints, pairs):
-    assert parse_endpoints(endpoints) == pairs
+    assert parse_etcd_endpoints(endpoints) == pairs
 
 
-@pytest.mark.parametrize("endpoints", ["", "host", "host:x", []])
+@pytest.mark.parametrize(
+    "endpoints", ["", "host", "host:x", "10.0.0.1/svc", "a:1,b", "a:0", "a:99999", []]
+)
 def test_endpoints_that_are_none_are_refused(endpoints):
     with pytest.raises(ConfigError):
-        parse_endpoints(endpoints)
+        parse_etcd_endpoints(endpoints)
 
 
 def test_a_dead_endpoint_is_passed_over(etcd_server):

@@ -15,10 +15,10 @@ from edl.discovery import Etcd
 from edl.discovery.embedded import EmbeddedEtcd
 from edl.distill import DistillReader, Limits
 from edl.errors import BatchRefused, ReaderError
-from edl.serving import frame
-from edl.serving.description import DESCRIBE_SERVICE
-from edl.serving.messages import decode_request, encode_response
-from tests.serving.test_client import receive
+from edl.serving.wire import frame
+from edl.serving.wire.description import DESCRIBE_SERVICE
+from edl.serving.wire.messages import decode_request, encode_response
+from tests.serving.client.test_teacher import receive
 from tests.support.predictors import Sums
 from tests.support.processes import python_teacher
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edl.distill.dispatch import Dispatch
-from edl.distill.records import Limits
+from edl.distill.state import Limits
 from edl.errors import BatchRefused, ReaderError
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from edl.distill.distill_reader import DistillReader
 from edl.errors import ReaderError
-from edl.serving import frame
-from edl.serving.description import DESCRIBE_SERVICE
-from edl.serving.messages import encode_response
+from edl.serving.wire import frame
+from edl.serving.wire.description import DESCRIBE_SERVICE
+from edl.serving.wire.messages import encode_response
 from tests.distill.test_bad_teachers import BadTeacher, respond, right
 from tests.support.processes import python_teacher
 

@@ -9,8 +9,8 @@ from edl.discovery import list_nodes
 from edl.distill import DistillReader
 from edl.errors import ReaderError, RequestRefused
 from edl.serving import Description, TensorSpec, export_model
-from edl.serving.entry import Entry
-from edl.serving.pipeline_client import PipelineClient
+from edl.serving.client.entry import Entry
+from edl.serving.client.pipeline import PipelineClient
 from tests.support import paddle_serving
 from tests.support.paddle_serving import Pipeline, needs_paddle_serving
 from tests.support.processes import Registrar, Teacher, eventually

@@ -21,8 +21,8 @@ from edl.errors import (
     TeacherUnreachable,
 )
 from edl.serving import ServerOptions, TeacherClient, serve
-from edl.serving.predictor import PredictorOptions
-from edl.serving.workers import _shares
+from edl.serving.model.predictor import PredictorOptions
+from edl.serving.worker.handles import _shares
 from tests.support.processes import children_of, eventually, python_teacher
 
 FEEDS, FETCHES = {"x": ((1,), "float32")}, {"y": ((1,), "float32")}

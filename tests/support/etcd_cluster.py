@@ -4,8 +4,9 @@ import signal
 import subprocess
 from pathlib import Path
 
+from edl._process import die_with_parent
 from edl.discovery import Etcd
-from edl.discovery.embedded import die_with_parent, etcd_binary, free_port
+from edl.discovery.embedded import etcd_binary, free_port
 from tests.support.processes import eventually
 
 

@@ -1,0 +1,356 @@
+"""A connection to one teacher, with many requests in flight on it.
+
+``TeacherClient.submit`` sends and returns; the answer goes to a callback on the connection's
+receiving thread, matched by correlation id, in whatever order the teacher answers.
+``TeacherClient.infer`` does the same and waits.
+
+Sockets are blocking, so that a whole frame is one system call in each direction with the
+GIL released: a student busy in Python delays a frame once, not once per segment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Callable, Optional, Union
+
+import numpy as np
+
+from edl._endpoints import parse_endpoint
+from edl.errors import (
+    AccessDenied,
+    RequestRefused,
+    TeacherConnectionLost,
+    TeacherError,
+    TeacherFailed,
+    TeacherProtocolError,
+    TeacherTimeout,
+    TeacherUnavailable,
+    TeacherUnreachable,
+    WireError,
+)
+from edl.serving.wire import frame
+from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
+from edl.serving.wire.messages import METHOD, SERVICE, decode_response, encode_request
+from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent
+
+logger = logging.getLogger(__name__)
+
+Outputs = dict[str, np.ndarray]
+Answer = Union[Outputs, TeacherError]
+OnAnswer = Callable[[Answer], None]
+
+#: A body is received into memory that is reserved at once up to this size, and grown beyond it
+#: only as bytes arrive, so that a false length costs nothing.
+_FIRST_RESERVATION = 64 << 20
+_INBOX_SIZE = 64 << 10
+
+
+class TeacherClient:
+    """One TCP connection to a teacher. Safe to use from several threads. ``token``: what the
+    teacher wants to be shown.
+
+    Raises from the constructor: TeacherUnreachable. After the connection has broken every
+    request in flight is answered with TeacherConnectionLost, and so is every later one.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        connect_timeout: float = 3.0,
+        send_timeout: float = 60.0,
+        max_answer_bytes: int = frame.MAX_BODY_SIZE,
+        token: str = "",
+    ) -> None:
+        self.endpoint = endpoint
+        self._credential = token.encode()
+        self._max_answer_bytes = max_answer_bytes
+        self._socket = connect(endpoint, connect_timeout, send_timeout)
+        self._inbox = _Inbox(self._socket)
+        self._ids = itertools.count(1)
+        self._in_flight: dict[int, tuple[OnAnswer, bool]] = {}
+        self._lock = threading.Lock()
+        self._send_lock = threading.Lock()
+        self._broken: Optional[TeacherError] = None
+        self._receiver = threading.Thread(
+            target=self._receive_all, name=f"edl-receive-{endpoint}", daemon=True
+        )
+        self._receiver.start()
+
+    def submit(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], on_answer: OnAnswer
+    ) -> int:
+        """Send a request; ``on_answer`` gets the outputs or a TeacherError, exactly once.
+
+        Returns the correlation id (for :meth:`forget`). Blocks while the teacher does not take
+        the bytes, for at most ``send_timeout``; closing the client from another thread ends that.
+        ``on_answer`` runs on the receiving thread and must be quick. Raises WireError if an array
+        cannot travel.
+        """
+        return self._send(SERVICE, METHOD, encode_request(feeds, fetches), on_answer, raw=False)
+
+    def infer(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
+    ) -> Outputs:
+        """Outputs for ``feeds`` (rows first), by fetch name; all of them when none is named.
+
+        Raises TeacherTimeout after ``timeout`` seconds, RequestRefused if the teacher finds the
+        request wrong, TeacherUnavailable, TeacherFailed or TeacherConnectionLost otherwise.
+        """
+        outputs = self._wait(SERVICE, METHOD, encode_request(feeds, fetches), timeout, raw=False)
+        assert isinstance(outputs, dict)
+        return outputs
+
+    def describe(self, timeout: float = 10.0) -> Description:
+        """What the teacher serves. Raises RequestRefused if the server does not say (a Paddle
+        Serving of the original kind), and the errors of :meth:`infer`.
+        """
+        payload = self._wait(DESCRIBE_SERVICE, DESCRIBE_METHOD, [], timeout, raw=True)
+        assert isinstance(payload, memoryview)
+        try:
+            return Description.from_json(str(payload, "utf-8"))
+        except ValueError as error:
+            raise TeacherProtocolError(self.endpoint, str(error)) from error
+
+    def forget(self, correlation_id: int) -> None:
+        """Drop a request: its answer, if it still comes, is ignored."""
+        with self._lock:
+            self._in_flight.pop(correlation_id, None)
+
+    def close(self, error: Optional[TeacherError] = None) -> None:
+        """End the connection; what is in flight is answered with ``error``."""
+        self._break(error or TeacherConnectionLost(self.endpoint, "the connection was closed"))
+        if self._receiver is not threading.current_thread():
+            self._receiver.join()
+
+    def __enter__(self) -> TeacherClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(
+        self, service: str, method: str, payload: list[Buffer], timeout: float, raw: bool
+    ) -> Union[Outputs, memoryview]:
+        def send(on_answer: OnAnswer) -> int:
+            return self._send(service, method, payload, on_answer, raw)
+
+        return wait_for_answer(self.endpoint, send, self.forget, timeout)
+
+    def _send(
+        self, service: str, method: str, payload: list[Buffer], on_answer: OnAnswer, raw: bool
+    ) -> int:
+        with self._lock:
+            correlation_id = next(self._ids)
+            broken = self._broken
+            if broken is None:
+                self._in_flight[correlation_id] = (on_answer, raw)
+        if broken is not None:
+            on_answer(broken)
+            return correlation_id
+        meta = frame.RequestMeta(service, method, correlation_id, authentication=self._credential)
+        try:
+            buffers = frame.encode_frame(meta, payload)
+            with self._send_lock:
+                send_all(self._socket, buffers)
+        except WireError:
+            self.forget(correlation_id)
+            raise
+        except BlockingIOError as error:  # SO_SNDTIMEO has passed
+            self._break(TeacherTimeout(self.endpoint, "it takes no more bytes"), error)
+        except OSError as error:
+            self._break(TeacherConnectionLost(self.endpoint, f"sending failed: {error}"), error)
+        return correlation_id
+
+    def _receive_all(self) -> None:
+        try:
+            while True:
+                self._receive_one()
+        except WireError as error:
+            self._break(TeacherProtocolError(self.endpoint, str(error)), error)
+        except EOFError as error:
+            self._break(TeacherConnectionLost(self.endpoint, str(error)), error)
+        except OSError as error:
+            self._break(TeacherConnectionLost(self.endpoint, f"receiving failed: {error}"), error)
+        except MemoryError as error:
+            self._break(TeacherProtocolError(self.endpoint, "its answer exceeds memory"), error)
+        finally:
+            self._socket.close()
+
+    def _receive_one(self) -> None:
+        header = self._inbox.read(frame.HEADER_SIZE)
+        body_size, meta_size = frame.parse_header(header, self._max_answer_bytes)
+        body = self._inbox.read(body_size)
+        meta, payload = frame.parse_body(body, meta_size)
+        if not isinstance(meta, frame.ResponseMeta):
+            raise WireError("the teacher sent a request instead of an answer")
+        with self._lock:
+            on_answer, raw = self._in_flight.pop(meta.correlation_id, (None, False))
+        if on_answer is None:  # forgotten or timed out
+            return
+        try:
+            answer = payload if raw and not meta.error_code else self._answer(meta, payload)
+        except WireError as error:
+            on_answer(TeacherProtocolError(self.endpoint, f"its answer is malformed: {error}"))
+            raise
+        on_answer(answer)  # type: ignore[arg-type]
+
+    def _answer(self, meta: frame.ResponseMeta, payload: memoryview) -> Answer:
+        if meta.error_code:
+            return error_for(self.endpoint, meta.error_code, meta.error_text)
+        if meta.compress_type:
+            raise WireError(f"compression {meta.compress_type} was not asked for")
+        response = decode_response(payload)
+        if response.err_no:
+            return error_for(self.endpoint, response.err_no, response.err_msg)
+        return response.outputs
+
+    def _break(self, error: TeacherError, cause: Optional[BaseException] = None) -> None:
+        """Mark the connection as broken, wake whoever is blocked on it, answer everybody."""
+        error.__cause__ = cause
+        with self._lock:
+            if self._broken is None:
+                self._broken = error
+            lost, self._in_flight = self._in_flight, {}
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # unlike close, wakes blocked threads
+        except OSError:
+            pass
+        for on_answer, _ in lost.values():
+            on_answer(self._broken)
+
+
+def wait_for_answer(
+    endpoint: str,
+    send: Callable[[OnAnswer], int],
+    forget: Callable[[int], None],
+    timeout: float,
+) -> Outputs:
+    """The answer to the request that ``send`` sends, which returns its correlation id.
+
+    Raises TeacherTimeout after ``timeout`` seconds, when the request is forgotten, or the
+    TeacherError that came instead of an answer.
+    """
+    answered = threading.Event()
+    answers: list[Answer] = []
+
+    def on_answer(answer: Answer) -> None:
+        answers.append(answer)
+        answered.set()
+
+    correlation_id = send(on_answer)
+    if not answered.wait(timeout):
+        forget(correlation_id)
+        raise TeacherTimeout(endpoint, f"no answer within {timeout:g} s")
+    if isinstance(answers[0], TeacherError):
+        raise answers[0]
+    return answers[0]
+
+
+def error_for(endpoint: str, code: int, message: str) -> TeacherError:
+    """The error class for a server's error code."""
+    message = message or f"error {code}"
+    if code in (frame.ELOGOFF, frame.ELIMIT):
+        return TeacherUnavailable(endpoint, message)
+    if code == frame.ERPCAUTH:
+        return AccessDenied(endpoint, message)
+    if code in (frame.ENOSERVICE, frame.ENOMETHOD, frame.EREQUEST):
+        return RequestRefused(endpoint, message)
+    return TeacherFailed(endpoint, message)
+
+
+def connect(endpoint: str, timeout: float, send_timeout: float) -> socket.socket:
+    """A blocking TCP socket to ``endpoint``. Raises TeacherUnreachable.
+
+    Sending fails once the peer has taken nothing for ``send_timeout`` seconds.
+    """
+    started = time.monotonic()
+    try:
+        sock = socket.create_connection(parse_endpoint(endpoint), timeout)
+    except (OSError, ValueError) as error:
+        if isinstance(error, socket.timeout) or time.monotonic() - started >= timeout:
+            reason = f"no connection within {timeout:g} s"
+        else:
+            reason = f"cannot connect: {getattr(error, 'strerror', None) or error}"
+        raise TeacherUnreachable(endpoint, reason) from error
+    sock.settimeout(None)
+    seconds, fraction = divmod(send_timeout, 1)
+    limit = struct.pack("ll", int(seconds), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # A dead host is noticed within half a minute even when nothing is in flight.
+    for option, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+    return sock
+
+
+def send_all(sock: socket.socket, buffers: list[Buffer]) -> None:
+    """Send every byte of ``buffers`` without joining them."""
+    pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
+    while pending:
+        drop_sent(pending, sock.sendmsg(pending[:IOV_MAX]))
+
+
+def receive_exactly(sock: socket.socket, view: memoryview) -> None:
+    """Fill ``view``. Raises EOFError if the peer closes first."""
+    while len(view):
+        received = sock.recv_into(view, len(view), socket.MSG_WAITALL)
+        if not received:
+            raise EOFError("the teacher closed the connection")
+        view = view[received:]
+
+
+class _Inbox:
+    """Received bytes, in as few system calls as possible: a small answer takes one.
+
+    What ``read`` returns stays valid: memory is never used twice.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(b"")
+        self._start = self._end = 0
+
+    def read(self, size: int) -> memoryview:
+        """The next ``size`` bytes. Raises EOFError if the peer closes first."""
+        if self._end - self._start < size:
+            self._receive(size)
+        start, self._start = self._start, self._start + size
+        return self._buffer[start : start + size]
+
+    def _receive(self, size: int) -> None:
+        """Make ``size`` bytes available, and perhaps some of what arrives behind them."""
+        if self._start + size > len(self._buffer):
+            if size > _INBOX_SIZE:
+                self._receive_large(size)
+                return
+            rest = self._buffer[self._start : self._end]
+            self._buffer = np.empty(_INBOX_SIZE, np.uint8).data
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        while self._end - self._start < size:
+            received = self._socket.recv_into(self._buffer[self._end :])
+            if not received:
+                raise EOFError("the teacher closed the connection")
+            self._end += received
+
+    def _receive_large(self, size: int) -> None:
+        """The same, in memory of its own. Beyond a first reservation that grows only as bytes
+        arrive, so that a false length costs nothing.
+        """
+        rest = self._buffer[self._start : self._end]
+        while True:
+            room = min(size, max(_FIRST_RESERVATION, 2 * len(rest)))
+            buffer = np.empty(room, np.uint8).data
+            buffer[: len(rest)] = rest
+            receive_exactly(self._socket, buffer[len(rest) :])
+            rest = buffer
+            if room == size:
+                self._buffer, self._start, self._end = buffer, 0, size
+                return

@@ -1,0 +1,1 @@
+"""Models: their files, their descriptions, predictors, export. The only place that runs Paddle."""

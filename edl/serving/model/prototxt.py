@@ -1,0 +1,125 @@
+"""Paddle Serving's ``serving_server_conf.prototxt`` and ``serving_client_conf.prototxt``.
+
+Source: ``general_model_config.proto`` of Paddle Serving 0.9: GeneralModelConfig {1 feed_var*,
+2 fetch_var*}, both {1 name, 2 alias_name, 3 is_lod_tensor, 4 type, 5 shape*}, written in
+protobuf's text format, which Google's runtime reads and writes here. Shapes there are without the
+batch dimension, and so are ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+from edl.errors import ModelError, WireError
+from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.tensor import STRING, elem_type_of, wire_dtype
+
+SERVER_CONF = "serving_server_conf.prototxt"
+CLIENT_CONF = "serving_client_conf.prototxt"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A feed or fetch: the model's own ``name``, the ``alias`` that users say, and its kind."""
+
+    name: str
+    alias: str
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model takes and gives, in the model's own order."""
+
+    feeds: tuple[Variable, ...]
+    fetches: tuple[Variable, ...]
+
+    def describe(self, **extra: Any) -> Description:
+        """The same by alias, as the registry and students see it."""
+        return Description(
+            {variable.alias: variable.spec for variable in self.feeds},
+            {variable.alias: variable.spec for variable in self.fetches},
+            extra,
+        )
+
+
+def read_config(path: Path) -> ModelConfig:
+    """A prototxt file. Raises ModelError if it is not one."""
+    message = _message_class()()
+    try:
+        text_format.Parse(path.read_text(), message)
+        return ModelConfig(
+            tuple(_variable(item, item.feed_type) for item in message.feed_var),
+            tuple(_variable(item, item.fetch_type) for item in message.fetch_var),
+        )
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except (text_format.ParseError, UnicodeDecodeError, WireError) as error:
+        raise ModelError(f"{path} is not a Paddle Serving configuration: {error}") from error
+
+
+def write_config(path: Path, config: ModelConfig) -> None:
+    """Write ``config`` the way Paddle Serving's ``save_model`` does: as text, and as bytes
+    beside it (``.stream.prototxt``).
+    """
+    message = _message_class()()
+    for variable in config.feeds:
+        _fill(message.feed_var.add(), variable, "feed_type")
+    for variable in config.fetches:
+        _fill(message.fetch_var.add(), variable, "fetch_type")
+    path.write_text(text_format.MessageToString(message))
+    path.with_suffix(".stream.prototxt").write_bytes(message.SerializeToString())
+
+
+def _variable(item: Any, elem_type: int) -> Variable:
+    dtype = wire_dtype(elem_type)
+    spec = TensorSpec(tuple(item.shape), "str" if dtype.kind == "O" else dtype.name)
+    return Variable(item.name, item.alias_name or item.name, spec)
+
+
+def _fill(item: Any, variable: Variable, type_field: str) -> None:
+    item.name, item.alias_name, item.is_lod_tensor = variable.name, variable.alias, False
+    dtype = variable.spec.dtype
+    setattr(item, type_field, STRING if dtype == "str" else elem_type_of(np.dtype(dtype)))
+    item.shape.extend(variable.spec.shape)
+
+
+@functools.cache
+def _message_class() -> Any:
+    """GeneralModelConfig, from a descriptor built here (a pool of its own: nothing can clash)."""
+    field = descriptor_pb2.FieldDescriptorProto
+    proto = descriptor_pb2.FileDescriptorProto(
+        name="edl/general_model_config.proto", package="baidu.paddle_serving.configure"
+    )
+    scalars = [
+        ("name", 1, field.TYPE_STRING, field.LABEL_OPTIONAL),
+        ("alias_name", 2, field.TYPE_STRING, field.LABEL_OPTIONAL),
+        ("is_lod_tensor", 3, field.TYPE_BOOL, field.LABEL_OPTIONAL),
+        ("{}_type", 4, field.TYPE_INT32, field.LABEL_OPTIONAL),
+        ("shape", 5, field.TYPE_INT32, field.LABEL_REPEATED),
+    ]
+    config = proto.message_type.add(name="GeneralModelConfig")
+    for number, (kind, type_name) in enumerate((("feed", "FeedVar"), ("fetch", "FetchVar")), 1):
+        message = proto.message_type.add(name=type_name)
+        for name, tag, scalar, label in scalars:
+            message.field.add(name=name.format(kind), number=tag, type=scalar, label=label)
+        config.field.add(
+            name=f"{kind}_var",
+            number=number,
+            type=field.TYPE_MESSAGE,
+            label=field.LABEL_REPEATED,
+            type_name=f".{proto.package}.{type_name}",
+        )
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(proto.SerializeToString())
+    descriptor = pool.FindMessageTypeByName(f"{proto.package}.GeneralModelConfig")
+    if hasattr(message_factory, "GetMessageClass"):
+        return message_factory.GetMessageClass(descriptor)
+    factory: Any = message_factory.MessageFactory(pool)  # protobuf 3
+    return factory.GetPrototype(descriptor)

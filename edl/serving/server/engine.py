@@ -1,0 +1,430 @@
+"""Requests in, outputs out: shared memory, batches, workers. Knows nothing of sockets.
+
+A request's arrays lie in the input arena (or are copied there); what a worker is told is where.
+One asyncio loop owns all state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional, Union
+
+import numpy as np
+
+from edl.errors import ModelError
+from edl.serving.server.batching import Batcher, batch_key
+from edl.serving.server.metrics import Metrics
+from edl.serving.wire import frame
+from edl.serving.wire.description import Description
+from edl.serving.wire.messages import Request
+from edl.serving.worker import control
+from edl.serving.worker.arena import Allocator, Arena
+from edl.serving.worker.handles import Result, Worker, WorkerDied, WorkerError
+
+logger = logging.getLogger(__name__)
+
+LOADING = "busy: this teacher is still loading its model"
+
+_WATCH_EVERY = 5.0
+
+
+class Refusal(Exception):
+    """A request that gets an error answer: brpc's error code, and a text for people."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass
+class Outputs:
+    """A request's outputs by fetch name. They lie in shared memory until ``release`` is called."""
+
+    arrays: dict[str, np.ndarray]
+    release: Callable[[], None]
+
+
+Outcome = Union[Outputs, Refusal]
+
+
+@dataclass
+class Job:
+    """One accepted request. ``blocks`` of the input arena are the engine's to free. ``suspect``:
+    it was in a batch that killed a worker, so it is computed alone from now on.
+    """
+
+    client: Hashable
+    fetches: list[str]
+    rows: int
+    blocks: list[int]
+    finish: Callable[[Outcome], None]
+    since: float
+    key: Hashable = None
+    refs: dict[str, list[Any]] = field(default_factory=dict)
+    suspect: bool = False
+
+
+class Engine:
+    """Computes requests on workers, several requests in a batch where that is possible.
+
+    ``load_timeout``, ``run_timeout``: seconds that a worker may take for loading its model and for
+    one batch; one that takes longer is killed and replaced.
+    """
+
+    def __init__(
+        self,
+        inputs: Arena,
+        workers: Sequence[Worker],
+        batcher: Batcher[Job],
+        metrics: Metrics,
+        load_timeout: float,
+        run_timeout: float,
+    ) -> None:
+        self._inputs = inputs
+        self._base = _address(np.frombuffer(inputs.view(0, 1), np.uint8))
+        self._allocator = Allocator(inputs.size)
+        self._room_turn = asyncio.Lock()
+        self._room = asyncio.Event()
+        self._workers = list(workers)
+        self._ready: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._batcher = batcher
+        self._metrics = metrics
+        self._load_timeout = load_timeout
+        self._run_timeout = run_timeout
+        self._running: dict[Worker, float] = {}
+        self._broken = ""
+        self._row_seconds = 0.0
+        self._usual_rows = 1.0
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._tasks: set[asyncio.Task] = set()
+        self.loaded = False
+        self.description = Description({}, {})
+        metrics.queued_requests.set_function(lambda: len(batcher))
+        metrics.queued_rows.set_function(lambda: batcher.rows)
+        metrics.workers_ready.set_function(lambda: len(self._ready))
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one worker can compute."""
+        return bool(self._ready)
+
+    @property
+    def rate(self) -> float:
+        """Rows per second that all workers together compute when they are kept busy; 0 until that
+        is known.
+        """
+        return len(self._ready) / self._row_seconds if self._row_seconds > 0 else 0.0
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are running."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    async def start(self) -> None:
+        """Load the model in every worker. Raises ModelError if one cannot."""
+        descriptions = await asyncio.gather(
+            *(worker.start(self._load_timeout) for worker in self._workers)
+        )
+        self.description = descriptions[0]
+        self._ready.update(self._workers)
+        self._idle.extend(self._workers)
+        self.loaded = True
+        self._spawn(self._watch())
+
+    async def stop(self) -> None:
+        """End the workers at once; what they compute is not answered."""
+        self._ready.clear()
+        self._idle.clear()
+        if self._timer:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    # --- memory for requests ----------------------------------------------------------------
+
+    async def reserve(self, size: int) -> int:
+        """A block of the input arena; first come, first served when it is full."""
+        async with self._room_turn:
+            while (block := self._allocator.allocate(size)) is None:
+                self._room.clear()
+                await self._room.wait()
+            return block
+
+    def view(self, block: int, size: int) -> memoryview:
+        """The memory of a block."""
+        return self._inputs.view(block, size)
+
+    def free(self, block: int) -> None:
+        """Give a block back that was not handed over with a request."""
+        self._allocator.free(block)
+        self._room.set()
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request: Request,
+        blocks: list[int],
+        client: Hashable,
+        finish: Callable[[Outcome], None],
+    ) -> None:
+        """Accept a request; ``finish`` gets its outcome exactly once, perhaps before this returns.
+
+        ``blocks``, where the request's arrays may lie, are the engine's from here on. ``client``
+        is whom the teacher's time is shared by.
+        """
+        job = Job(client, [], 0, list(blocks), finish, asyncio.get_running_loop().time())
+        try:
+            if not self.loaded:
+                raise Refusal(frame.ELIMIT, LOADING)
+            job.fetches, job.rows = check_request(self.description, request)
+            if not job.rows:
+                self._finish(job, Outputs(self._no_rows(job.fetches), _nothing))
+                return
+            if self._batcher.is_full(client):
+                raise Refusal(frame.ELIMIT, f"busy: {len(self._batcher)} requests wait already")
+            if self._broken:
+                raise Refusal(frame.ELIMIT, self._broken)
+            for name, array in request.feeds.items():
+                job.refs[name] = self._place(job, array)
+        except Refusal as refusal:
+            self._finish(job, refusal)
+            return
+        job.key = batch_key(request.feeds, job.fetches)
+        self._enqueue(job)
+        self._dispatch()
+
+    def _enqueue(self, job: Job) -> None:
+        key = id(job) if job.suspect else job.key
+        self._batcher.add(job, job.rows, key, job.client, asyncio.get_running_loop().time())
+
+    def _place(self, job: Job, array: np.ndarray) -> list[Any]:
+        """Where ``array`` lies in the input arena; one that does not is copied there."""
+        offset = _address(array) - self._base
+        if not 0 <= offset < self._inputs.size:
+            array = array.astype(str) if array.dtype == object else array
+            block = self._allocator.allocate(array.nbytes)
+            if block is None:
+                raise Refusal(frame.ELIMIT, "busy: this teacher's request memory is full")
+            job.blocks.append(block)
+            offset = block
+            control.resolve(self._inputs, control.tensor_ref(offset, array))[...] = array
+        return control.tensor_ref(offset, array)
+
+    def _no_rows(self, fetches: list[str]) -> dict[str, np.ndarray]:
+        """What any model answers to no rows: outputs of no rows."""
+        specs = {name: self.description.fetches[name] for name in fetches}
+        return {
+            name: np.empty((0, *(max(size, 0) for size in spec.shape)), spec.dtype)
+            for name, spec in specs.items()
+        }
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        for block in job.blocks:
+            self.free(block)
+        job.blocks.clear()
+        job.finish(outcome)
+
+    def _refuse_all(self, jobs: list[Job], text: str) -> None:
+        for job in jobs:
+            self._finish(job, Refusal(frame.EINTERNAL, text))
+
+    # --- batches ----------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Give idle workers what is due. The only place that decides this."""
+        loop = asyncio.get_running_loop()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        while self._idle:
+            due = self._batcher.due()
+            if due is None:
+                return
+            now = loop.time()
+            if due > now:
+                self._timer = loop.call_at(due, self._dispatch)
+                return
+            self._spawn(self._compute(self._idle.pop(), self._batcher.take(now)))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compute(self, worker: Worker, jobs: list[Job]) -> None:
+        """Run a batch on a worker that was idle, and return the worker."""
+        started = asyncio.get_running_loop().time()
+        rows = sum(job.rows for job in jobs)
+        self._metrics.rows.inc(rows)
+        self._metrics.batch_rows.observe(rows)
+        for job in jobs:
+            self._metrics.queue_seconds.observe(started - job.since)
+        try:
+            result = await self._run(worker, jobs)
+        except WorkerError as error:
+            await self._compute_each(worker, jobs, error)
+        except WorkerDied as error:
+            self._bury(worker, jobs, error)
+            return
+        else:
+            took = asyncio.get_running_loop().time() - started
+            self._metrics.compute_seconds.observe(took)
+            self._learn_rate(rows, took)
+            self._answer(worker, jobs, result)
+        if worker in self._ready:
+            self._idle.append(worker)
+            self._dispatch()
+
+    def _learn_rate(self, rows: int, seconds: float) -> None:
+        """A moving average over batches; small ones say little and count less."""
+        weight = 0.2 * min(1.0, rows / max(1.0, self._usual_rows))
+        self._usual_rows += (rows - self._usual_rows) / 16
+        self._row_seconds += weight * (seconds / rows - self._row_seconds)
+
+    async def _compute_each(self, worker: Worker, jobs: list[Job], error: WorkerError) -> None:
+        """After a batch has failed: each of its requests alone, so that one that is at fault harms
+        no other.
+        """
+        if len(jobs) == 1:
+            self._refuse_all(jobs, f"the model failed on this request: {error}")
+            return
+        for index, job in enumerate(jobs):
+            try:
+                result = await self._run(worker, [job])
+            except WorkerError as failure:
+                self._refuse_all([job], f"the model failed on this request: {failure}")
+            except WorkerDied as failure:
+                for unharmed in jobs[index + 1 :]:
+                    self._enqueue(unharmed)
+                self._bury(worker, [job], failure)
+                return
+            else:
+                self._answer(worker, [job], result)
+
+    async def _run(self, worker: Worker, jobs: list[Job]) -> Result:
+        """One batch on one worker. Raises WorkerError or WorkerDied."""
+        self._running[worker] = asyncio.get_running_loop().time()
+        try:
+            return await worker.run([job.refs for job in jobs], jobs[0].fetches)
+        finally:
+            del self._running[worker]
+
+    async def _watch(self) -> None:
+        """Say which batches take long, and kill workers whose batch takes too long."""
+        while True:
+            await asyncio.sleep(min(_WATCH_EVERY, self._run_timeout / 2))
+            now = asyncio.get_running_loop().time()
+            for worker, since in self._running.items():
+                if now - since > self._run_timeout:
+                    worker.kill(f"the worker took more than {self._run_timeout:g} s")
+                elif now - since > 2 * _WATCH_EVERY:
+                    logger.warning("worker %s has computed for %.0f s", worker.pid, now - since)
+
+    def _bury(self, worker: Worker, jobs: list[Job], error: WorkerDied) -> None:
+        """A worker has died of these requests: a single one is refused, several are tried again
+        alone, once, to find the one that does it.
+        """
+        logger.error("%s while computing %d requests", error, len(jobs))
+        self._ready.discard(worker)
+        self._spawn(self._restart(worker))
+        if len(jobs) == 1:
+            self._refuse_all(jobs, f"{error} while computing this request")
+        else:
+            for job in jobs:
+                job.suspect = True
+                self._enqueue(job)
+        self._dispatch()
+
+    def _answer(self, worker: Worker, jobs: list[Job], result: Result) -> None:
+        """Cut the outputs up by the jobs' rows and hand them out."""
+        unsent = len(jobs)
+
+        def sent() -> None:
+            nonlocal unsent
+            unsent -= 1
+            if not unsent:
+                worker.free(result)
+
+        start = 0
+        for job in jobs:
+            rows = slice(start, start + job.rows)
+            start += job.rows
+            arrays = {name: result.outputs[name][rows] for name in job.fetches}
+            self._finish(job, Outputs(arrays, sent))
+
+    async def _restart(self, worker: Worker) -> None:
+        for delay in itertools.chain((0.0, 0.0, 1.0, 5.0), itertools.repeat(30.0)):
+            await worker.stop(grace=0.0)
+            await asyncio.sleep(delay)
+            try:
+                await worker.start(self._load_timeout)
+            except ModelError as error:
+                logger.error("restarting a worker failed: %s", error)
+                if delay and not self._ready:  # not just a start that was disturbed
+                    self._broken = f"busy: no worker can be started ({error})"
+                    for job in self._batcher.clear():
+                        self._finish(job, Refusal(frame.ELIMIT, self._broken))
+                continue
+            self._broken = ""
+            logger.warning("a worker has been restarted (pid %s)", worker.pid)
+            self._metrics.worker_restarts.inc()
+            self._ready.add(worker)
+            self._idle.append(worker)
+            self._dispatch()
+            return
+
+
+def check_request(description: Description, request: Request) -> tuple[list[str], int]:
+    """The outputs a request wants, and its number of rows.
+
+    Raises Refusal that names the feed or fetch that is wrong, and what was expected.
+    """
+    for name in request.feeds:
+        if name not in description.feeds:
+            raise _refusal(
+                f"unknown feed {name!r}; this teacher's feeds: {_names(description.feeds)}"
+            )
+    rows = set()
+    for name, spec in description.feeds.items():
+        if name not in request.feeds:
+            raise _refusal(
+                f"feed {name!r} is missing; this teacher needs {_names(description.feeds)}"
+            )
+        wrong = spec.mismatch(request.feeds[name])
+        if wrong:
+            raise _refusal(f"feed {name!r}: {wrong}")
+        rows.add(len(request.feeds[name]))
+    for name in request.fetches:
+        if name not in description.fetches:
+            raise _refusal(
+                f"unknown fetch {name!r}; this teacher's fetches: {_names(description.fetches)}"
+            )
+    if len(rows) != 1:
+        counts = ", ".join(f"{name}: {len(array)}" for name, array in request.feeds.items())
+        raise _refusal(f"feeds differ in their number of rows ({counts})")
+    fetches = list(dict.fromkeys(request.fetches)) or list(description.fetches)
+    return fetches, rows.pop()
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _refusal(text: str) -> Refusal:
+    return Refusal(frame.EREQUEST, text)
+
+
+def _names(specs: Any) -> str:
+    return ", ".join(repr(name) for name in specs)
+
+
+def _nothing() -> None:
+    """The release of outputs that lie in no shared memory."""

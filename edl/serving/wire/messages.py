@@ -1,0 +1,104 @@
+"""Paddle Serving's ``Request`` and ``Response`` messages of ``GeneralModelService/inference``.
+
+Plain functions between arrays and bytes; no socket is touched here. Field numbers:
+Request {1 tensor*, 2 fetch_var_names*}, Response {1 outputs*, 5 err_no, 6 err_msg},
+ModelOutput {1 tensor*, 2 engine_name}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edl.errors import WireError
+from edl.serving.wire import protobuf as pb
+from edl.serving.wire.tensor import Buffer, decode_tensor, encode_tensor, size_of
+
+SERVICE = "baidu.paddle_serving.predictor.general_model.GeneralModelService"
+METHOD = "inference"
+
+#: What Paddle Serving's own server calls the one model of its usual pipeline.
+ENGINE = "general_infer_0"
+
+_TENSOR, _FETCH_NAMES, _ENGINE_NAME = 1, 2, 2
+_OUTPUTS, _ERR_NO, _ERR_MSG = 1, 5, 6
+
+
+@dataclass
+class Request:
+    """Arrays by feed name (alias), and the outputs that are wanted (all when empty)."""
+
+    feeds: dict[str, np.ndarray]
+    fetches: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Response:
+    """Arrays by fetch name (alias); ``err_no`` other than 0 is the server's refusal."""
+
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    err_no: int = 0
+    err_msg: str = ""
+
+
+def encode_request(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[Buffer]:
+    """A ``Request`` as buffers that reference the arrays' memory (see ``encode_tensor``)."""
+    buffers = _encode_tensors(feeds)
+    buffers.append(b"".join(pb.text(_FETCH_NAMES, name) for name in fetches))
+    return buffers
+
+
+def decode_request(message: memoryview) -> Request:
+    """A ``Request``; arrays are views of ``message`` where the format allows."""
+    feeds: dict[str, np.ndarray] = {}
+    fetches = []
+    for number, _, value in pb.fields(message):
+        if number == _TENSOR:
+            _add(feeds, pb.as_bytes(number, value))
+        elif number == _FETCH_NAMES:
+            fetches.append(pb.as_text(number, value))
+    return Request(feeds, fetches)
+
+
+def encode_response(outputs: Mapping[str, np.ndarray]) -> list[Buffer]:
+    """A ``Response`` with one model's outputs, as buffers that reference the arrays' memory."""
+    tensors = [*_encode_tensors(outputs), pb.text(_ENGINE_NAME, ENGINE)]
+    return [pb.prefix(_OUTPUTS, size_of(tensors)), *tensors]
+
+
+def encode_error(err_no: int, err_msg: str) -> list[Buffer]:
+    """A ``Response`` that refuses the request."""
+    return [pb.integer(_ERR_NO, err_no) + pb.text(_ERR_MSG, err_msg)]
+
+
+def decode_response(message: memoryview) -> Response:
+    """A ``Response``; arrays are views of ``message`` where the format allows."""
+    response = Response()
+    for number, _, value in pb.fields(message):
+        if number == _OUTPUTS:
+            for inner, _, tensor in pb.fields(pb.as_bytes(number, value)):
+                if inner == _TENSOR:
+                    _add(response.outputs, pb.as_bytes(inner, tensor))
+        elif number == _ERR_NO:
+            response.err_no = pb.as_signed32(pb.as_int(number, value))
+        elif number == _ERR_MSG:
+            response.err_msg = pb.as_text(number, value)
+    return response
+
+
+def _encode_tensors(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
+    buffers: list[Buffer] = []
+    for name, array in arrays.items():
+        tensor = encode_tensor(name, array)
+        buffers.append(pb.prefix(_TENSOR, size_of(tensor)))
+        buffers.extend(tensor)
+    return buffers
+
+
+def _add(arrays: dict[str, np.ndarray], message: memoryview) -> None:
+    tensor = decode_tensor(message)
+    if tensor.alias in arrays:
+        raise WireError(f"tensor {tensor.alias!r} occurs twice in one message")
+    arrays[tensor.alias] = tensor.array

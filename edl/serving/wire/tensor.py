@@ -1,0 +1,277 @@
+"""Paddle Serving's ``Tensor`` message to and from numpy arrays.
+
+Source of the format: ``general_model_service.proto`` of Paddle Serving 0.9 (field numbers and
+element types are restated in the tables below).
+
+=========  ======  ==============================  ==========================================
+numpy      type    data travels in                 copy when encoding
+=========  ======  ==============================  ==========================================
+int64      0       1 ``int64_data`` (varints)      yes, vectorised
+float32    1       2 ``float_data``                no: the array's memory is sent as it is
+int32      2       3 ``int_data`` (varints)        yes, vectorised
+float64    3       4 ``float64_data``              no
+int16      4       15 ``tensor_content``           no
+float16    5       15 ``tensor_content``           no
+uint16     6       15 ``tensor_content``           no (bfloat16's bits, as Paddle hands them out)
+uint8      7       15 ``tensor_content``           no
+int8       8       15 ``tensor_content``           no
+bool       9       6 ``bool_data``                 no
+str        20      9 ``data``                      yes
+=========  ======  ==============================  ==========================================
+
+An array that is not C-contiguous or not little-endian is copied once to make it so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import numpy as np
+
+from edl.errors import WireError
+from edl.serving.wire import protobuf as pb
+
+#: What a message is made of: pass the list to ``sendmsg``; array memory is referenced, not copied.
+Buffer = Union[bytes, memoryview]
+
+INT64, FP32, INT32, FP64, INT16, FP16, BF16, UINT8, INT8, BOOL = range(10)
+STRING = 20
+
+#: Linux takes at most this many buffers in one ``sendmsg``.
+IOV_MAX = 1024
+
+#: A string costs a Python object each; more than this in one tensor is refused.
+MAX_STRINGS = 1 << 16
+MAX_DIMENSIONS = 32
+
+_DTYPES: dict[int, np.dtype] = {
+    INT64: np.dtype("<i8"),
+    FP32: np.dtype("<f4"),
+    INT32: np.dtype("<i4"),
+    FP64: np.dtype("<f8"),
+    INT16: np.dtype("<i2"),
+    FP16: np.dtype("<f2"),
+    BF16: np.dtype("<u2"),
+    UINT8: np.dtype("u1"),
+    INT8: np.dtype("i1"),
+    BOOL: np.dtype("?"),
+}
+_ELEM_TYPES = {dtype: elem_type for elem_type, dtype in _DTYPES.items()}
+
+_INT64_DATA, _FLOAT_DATA, _INT_DATA, _FLOAT64_DATA, _BOOL_DATA = 1, 2, 3, 4, 6
+_STRING_DATA, _ELEM_TYPE, _SHAPE, _NAME, _ALIAS_NAME, _CONTENT = 9, 10, 11, 13, 14, 15
+
+_DATA_FIELD = {
+    INT64: _INT64_DATA,
+    FP32: _FLOAT_DATA,
+    INT32: _INT_DATA,
+    FP64: _FLOAT64_DATA,
+    BOOL: _BOOL_DATA,
+}
+#: The wire type of one element when a sender does not pack them (allowed by proto3).
+_UNPACKED = {
+    _INT64_DATA: pb.VARINT,
+    _FLOAT_DATA: pb.FIXED32,
+    _INT_DATA: pb.VARINT,
+    _FLOAT64_DATA: pb.FIXED64,
+    _BOOL_DATA: pb.VARINT,
+}
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """One decoded tensor: the model's own name, the name users say, and the values."""
+
+    name: str
+    alias: str
+    array: np.ndarray
+
+
+def wire_dtype(elem_type: int) -> np.dtype:
+    """The numpy dtype of an element type; raises WireError for one that is not supported."""
+    if elem_type == STRING:
+        return np.dtype(object)
+    try:
+        return _DTYPES[elem_type]
+    except KeyError:
+        raise WireError(f"element type {elem_type} is not supported") from None
+
+
+def elem_type_of(dtype: np.dtype) -> int:
+    """The element type that carries a numpy dtype; raises WireError if none does."""
+    if dtype.kind in "US" or dtype.kind == "O":
+        return STRING
+    try:
+        return _ELEM_TYPES[dtype if dtype.isnative else dtype.newbyteorder("<")]
+    except KeyError:
+        supported = ", ".join(str(known) for known in _ELEM_TYPES)
+        raise WireError(
+            f"dtype {dtype} cannot travel in Paddle Serving's protocol; convert it to one of "
+            f"{supported} or strings"
+        ) from None
+
+
+def size_of(buffers: Iterable[Buffer]) -> int:
+    """Total bytes of an encoded message."""
+    return sum(len(buffer) for buffer in buffers)
+
+
+def drop_sent(pending: list[memoryview], sent: int) -> None:
+    """Remove the first ``sent`` bytes from ``pending``, as after a ``sendmsg`` of some of them."""
+    done = 0
+    while done < len(pending) and sent >= len(pending[done]):
+        sent -= len(pending[done])
+        done += 1
+    del pending[:done]
+    if sent:
+        pending[0] = pending[0][sent:]
+
+
+def encode_tensor(name: str, array: np.ndarray, alias: Optional[str] = None) -> list[Buffer]:
+    """A ``Tensor`` message as a list of buffers, the array's memory among them.
+
+    The caller must not change the array until the buffers have been sent.
+    Raises WireError if the array's dtype has no place in the protocol.
+    """
+    elem_type = elem_type_of(array.dtype)
+    if elem_type == STRING:
+        buffers: list[Buffer] = [_encode_strings(name, array)]
+    else:
+        buffers = _encode_data(elem_type, array)
+    buffers.append(_trailer(elem_type, array.shape, name, name if alias is None else alias))
+    return buffers
+
+
+@functools.lru_cache(maxsize=1024)
+def _trailer(elem_type: int, shape: tuple[int, ...], name: str, alias: str) -> bytes:
+    """What follows the data; the same for one batch after the other."""
+    trailer = pb.integer(_ELEM_TYPE, elem_type) if elem_type else b""
+    if shape:
+        trailer += pb.blob(_SHAPE, b"".join(pb.encode_varint(size) for size in shape))
+    return trailer + pb.text(_NAME, name) + pb.text(_ALIAS_NAME, alias)
+
+
+def _encode_data(elem_type: int, array: np.ndarray) -> list[Buffer]:
+    flat = np.ascontiguousarray(array, dtype=_DTYPES[elem_type]).reshape(-1)
+    if not flat.size:
+        return []
+    octets = pb.encode_varints(flat) if elem_type in (INT64, INT32) else flat.view(np.uint8)
+    memory = octets.data
+    return [pb.prefix(_DATA_FIELD.get(elem_type, _CONTENT), len(memory)), memory]
+
+
+def _encode_strings(name: str, array: np.ndarray) -> bytes:
+    encoded = []
+    for item in array.reshape(-1).tolist():
+        if not isinstance(item, (str, bytes)):
+            raise WireError(
+                f"tensor {name!r} holds Python objects of type {type(item).__name__}; "
+                "only strings can travel as objects"
+            )
+        encoded.append(pb.blob(_STRING_DATA, item.encode() if isinstance(item, str) else item))
+    return b"".join(encoded)
+
+
+def decode_tensor(message: memoryview) -> NamedTensor:
+    """A ``Tensor`` message; the array is a view of ``message`` wherever the format allows.
+
+    The view has the alignment the sender gave it: copy it if you compute on it a lot.
+    Raises WireError if anything is malformed or the shape does not match the data.
+    """
+    elem_type, name, alias = INT64, "", ""
+    shape: list[int] = []
+    data: dict[int, list[memoryview]] = {}
+    strings: list[str] = []
+    for number, wire_type, value in pb.fields(message, limit=MAX_STRINGS):
+        if number == _STRING_DATA:
+            strings.append(pb.as_text(number, value))
+        elif number == _CONTENT or (number in _UNPACKED and wire_type == pb.LENGTH):
+            data.setdefault(number, []).append(pb.as_bytes(number, value))
+        elif number in _UNPACKED:
+            data.setdefault(number, []).append(_unpacked(number, wire_type, value))
+        elif number == _ELEM_TYPE:
+            elem_type = pb.as_int(number, value)
+        elif number == _SHAPE:
+            shape.extend(_decode_shape(value, room=MAX_DIMENSIONS - len(shape)))
+        elif number == _NAME:
+            name = pb.as_text(number, value)
+        elif number == _ALIAS_NAME:
+            alias = pb.as_text(number, value)
+    try:
+        array = _assemble(elem_type, shape, data, strings)
+    except WireError as error:
+        raise WireError(f"tensor {alias or name!r}: {error}") from None
+    return NamedTensor(name, alias or name, array)
+
+
+def _unpacked(number: int, wire_type: int, value: pb.FieldValue) -> memoryview:
+    if wire_type != _UNPACKED[number]:
+        raise WireError(f"field {number} has wire type {wire_type}")
+    return memoryview(pb.encode_varint(value)) if isinstance(value, int) else value
+
+
+def _decode_shape(value: pb.FieldValue, room: int) -> list[int]:
+    if isinstance(value, int):
+        sizes = [value]
+    elif len(value) > 10 * MAX_DIMENSIONS:
+        raise WireError(f"shape has more than {MAX_DIMENSIONS} dimensions")
+    else:
+        sizes, at = [], 0
+        while at < len(value):
+            size, at = pb.decode_varint(value, at)
+            sizes.append(size)
+    if len(sizes) > room:
+        raise WireError(f"shape has more than {MAX_DIMENSIONS} dimensions")
+    signed = [pb.as_signed32(size) for size in sizes]
+    if any(size < 0 for size in signed):
+        raise WireError(f"shape {signed} has a negative dimension")
+    return signed
+
+
+def _assemble(
+    elem_type: int, shape: list[int], data: dict[int, list[memoryview]], strings: list[str]
+) -> np.ndarray:
+    dtype = wire_dtype(elem_type)
+    count = math.prod(shape)
+    if elem_type == STRING:
+        if len(strings) != count:
+            raise WireError(
+                f"shape {shape} needs {count} strings, the message holds {len(strings)}"
+            )
+        return np.array(strings, dtype=object).reshape(shape)
+    expected = _DATA_FIELD.get(elem_type, _CONTENT)
+    if strings or any(number not in (expected, _CONTENT) for number in data) or len(data) > 1:
+        raise WireError(f"data is not in the field that element type {elem_type} travels in")
+    number, chunks = next(iter(data.items()), (expected, []))
+    octets = chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
+    if number == _CONTENT:
+        flat = _view(octets, dtype)
+    elif elem_type in (INT64, INT32):
+        flat = pb.decode_varints(octets).astype(dtype, copy=False)
+    elif elem_type == BOOL:
+        flat = pb.decode_varints(octets) != 0 if _wide_bools(octets) else _view(octets, dtype)
+    else:
+        flat = _view(octets, dtype)
+    if elem_type == BOOL and number == _CONTENT and _wide_bools(octets):
+        raise WireError("bool values other than 0 and 1")
+    if flat.size != count:
+        raise WireError(f"shape {shape} needs {count} elements, the message holds {flat.size}")
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # such as (0, 2**31 - 1, 2**31 - 1, 2**31 - 1): numpy's own limit
+        raise WireError(f"shape {shape} is not possible: {error}") from None
+
+
+def _view(octets: memoryview, dtype: np.dtype) -> np.ndarray:
+    if len(octets) % dtype.itemsize:
+        raise WireError(f"{len(octets)} bytes are not a whole number of {dtype} elements")
+    return np.frombuffer(octets, dtype)
+
+
+def _wide_bools(octets: memoryview) -> bool:
+    """Whether bytes other than 0 and 1 are there: legal varints, but not a view as bool."""
+    return len(octets) > 0 and int(np.frombuffer(octets, np.uint8).max()) > 1

@@ -1,0 +1,265 @@
+"""Workers as the engine sees them: a process each, or a thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Callable, Optional, Protocol
+
+import numpy as np
+
+from edl.errors import ConfigError, EdlError, ModelError
+from edl.serving.model.predictor import Predictor, PredictorOptions, run_checked
+from edl.serving.wire.description import Description
+from edl.serving.worker import control
+from edl.serving.worker.arena import Arena
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerDied(EdlError):
+    """The worker process ended while it was needed."""
+
+
+class WorkerError(EdlError):
+    """The predictor raised; the worker lives on."""
+
+
+@dataclass
+class Result:
+    """A batch's outputs: arrays that view ``block`` of the worker's output arena."""
+
+    block: int
+    outputs: dict[str, np.ndarray]
+
+
+class Worker(Protocol):
+    """Something that computes batches, one at a time."""
+
+    @property
+    def pid(self) -> Optional[int]:
+        """The process id, while there is a process."""
+
+    async def start(self, timeout: float) -> Description:
+        """Load the model. Raises ModelError if that fails or takes longer than ``timeout`` s."""
+
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+        """Compute one batch, made of the requests' rows one after the other.
+
+        A request says for each feed where in the input arena it lies (see ``control``). Raises
+        WorkerError if the predictor raised, WorkerDied if the worker is gone.
+        """
+
+    def free(self, result: Result) -> None:
+        """A result has been sent; its memory can be used again."""
+
+    def kill(self, reason: str) -> None:
+        """Give the worker up: what it computes now ends with WorkerDied."""
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """End the worker, by force if it has not left after ``grace`` seconds."""
+
+
+class WorkerProcess:
+    """A worker in a process of its own: predictors hold the GIL while they compute."""
+
+    def __init__(self, options: PredictorOptions, inputs: Arena, output_bytes: int) -> None:
+        self._options = options
+        self._inputs = inputs
+        self._output_bytes = output_bytes
+        self._outputs: Optional[Arena] = None
+        self._process: Optional[subprocess.Popen] = None
+        self._reader: Optional[asyncio.StreamReader] = None
+        self._writer: Optional[asyncio.StreamWriter] = None
+        self._killed_because = ""
+
+    @property
+    def pid(self) -> Optional[int]:
+        """See Worker."""
+        return self._process.pid if self._process else None
+
+    async def start(self, timeout: float) -> Description:
+        """See Worker."""
+        self._killed_because = ""
+        ours, theirs = socket.socketpair()
+        self._outputs = Arena.create(self._output_bytes, "edl-outputs")
+        fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "edl.serving.worker.main", *map(str, fds)], pass_fds=fds
+            )
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            answer = await asyncio.wait_for(self._call({"load": asdict(self._options)}), timeout)
+        except (WorkerDied, asyncio.TimeoutError) as error:
+            await self.stop()
+            reason = "died" if isinstance(error, WorkerDied) else f"was not ready in {timeout:g} s"
+            raise ModelError(f"the worker {reason} while loading the model: {error}") from error
+        if "failed" in answer:
+            await self.stop()
+            raise ModelError(answer["failed"])
+        return Description.from_json(answer["ready"])
+
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+        """See Worker."""
+        answer = await self._call({"run": list(requests), "fetches": list(fetches)})
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        assert self._outputs is not None
+        outputs = {
+            name: control.resolve(self._outputs, ref) for name, ref in answer["outputs"].items()
+        }
+        return Result(answer["block"], outputs)
+
+    def free(self, result: Result) -> None:
+        """See Worker."""
+        result.outputs.clear()
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(control.pack({"free": result.block}))
+
+    def kill(self, reason: str) -> None:
+        """See Worker."""
+        if self._process is not None:
+            self._killed_because = reason
+            self._process.kill()
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """See Worker. The process leaves when its control socket closes."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            await asyncio.wait_for(_exited(process), grace)
+        except asyncio.TimeoutError:
+            process.kill()
+            process.wait()
+        if self._outputs is not None:
+            self._outputs.close()  # replies that still view the mapping keep it alive
+            self._outputs = None
+
+    async def _call(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._reader is None or self._writer is None:
+            raise WorkerDied("the worker process has ended")
+        try:
+            self._writer.write(control.pack(message))
+            await self._writer.drain()
+            (size,) = control.LENGTH.unpack(await self._reader.readexactly(control.LENGTH.size))
+            return json.loads(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise WorkerDied(await self._cause_of_death()) from error
+
+    async def _cause_of_death(self) -> str:
+        process = self._process
+        if self._killed_because:
+            return self._killed_because
+        if process is None:
+            return "the worker process was stopped"
+        try:
+            await asyncio.wait_for(_exited(process), 2.0)
+        except asyncio.TimeoutError:
+            return "the worker process closed its control socket"
+        code = process.returncode
+        if code is not None and code < 0:
+            return f"the worker process was killed by {signal.Signals(-code).name}"
+        return f"the worker process exited with status {code}"
+
+
+class WorkerThread:
+    """A worker for a predictor of this process, which runs on a thread beside the event loop."""
+
+    def __init__(self, predictor: Predictor, inputs: Arena) -> None:
+        self._predictor = predictor
+        self._inputs = inputs
+        self._thread = ThreadPoolExecutor(1, "edl-predictor")
+        self._given_up: Optional[asyncio.Future] = None
+
+    @property
+    def pid(self) -> Optional[int]:
+        """See Worker. There is no process."""
+        return None
+
+    async def start(self, timeout: float) -> Description:
+        """See Worker. The predictor is there already."""
+        self._given_up = asyncio.get_running_loop().create_future()
+        return self._predictor.description
+
+    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+        """See Worker."""
+        assert self._given_up is not None, "run before start"
+        feeds = control.gather(self._inputs, requests)
+        running = asyncio.get_running_loop().run_in_executor(
+            self._thread, run_checked, self._predictor, feeds, fetches
+        )
+        await asyncio.wait({running, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise WorkerDied(self._given_up.result())
+        try:
+            return Result(0, running.result())
+        except Exception as error:
+            raise WorkerError(f"{type(error).__name__}: {error}") from error
+
+    def free(self, result: Result) -> None:
+        """See Worker. Outputs are the garbage collector's."""
+        result.outputs.clear()
+
+    def kill(self, reason: str) -> None:
+        """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(reason)
+            self._replace_thread()
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """See Worker."""
+        self._replace_thread()
+
+    def _replace_thread(self) -> None:
+        """Leave the thread to end when it can, with another for what may come."""
+        self._thread.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, "edl-predictor")
+
+
+def processes(
+    options: PredictorOptions, count: int = 0, output_bytes: int = 1 << 30
+) -> Callable[[Arena], list[Worker]]:
+    """What makes ``count`` worker processes, given the arena that requests lie in.
+
+    ``options.device`` may name several devices, comma-separated: workers take them in turn. 0: one
+    worker for each. Several workers on the CPU get an equal share of the CPUs each.
+    ``output_bytes``: shared memory reserved for each worker's outputs; only what is used costs
+    memory.
+    """
+    each = [replace(options, **share) for share in _shares(options, count)]
+    return lambda inputs: [WorkerProcess(worker, inputs, output_bytes) for worker in each]
+
+
+def _shares(options: PredictorOptions, count: int) -> list[dict[str, Any]]:
+    """For each worker, its device and its CPUs."""
+    devices = [device.strip() for device in options.device.split(",")]
+    if "" in devices:
+        raise ConfigError(f"device {options.device!r} is not a comma-separated list of devices")
+    count = count or len(devices)
+    cpus = sorted(os.sched_getaffinity(0))
+    workers: list[dict[str, Any]] = []
+    for number in range(count):
+        workers.append({"device": devices[number % len(devices)]})
+        if count > 1 and set(devices) == {"cpu"} and len(cpus) >= count:
+            first, last = (len(cpus) * edge // count for edge in (number, number + 1))
+            workers[-1]["cpus"] = cpus[first:last]
+    return workers
+
+
+async def _exited(process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        await asyncio.sleep(0.01)

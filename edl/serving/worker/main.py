@@ -1,0 +1,155 @@
+"""A worker process: one predictor, fed through shared memory by the front process.
+
+Started as ``python -m edl.serving.worker.main CONTROL_FD INPUT_FD OUTPUT_FD`` with these three
+inherited. Messages (see ``control``):
+
+====================================================  =============================================
+from the front                                        the worker's answer
+====================================================  =============================================
+``{"load": PredictorOptions}``                        ``{"ready": description}`` or ``{"failed"}``
+``{"run": [{feed: ref}, ...], "fetches": [...]}``     ``{"block": offset, "outputs": {fetch: ref}}``
+                                                      or ``{"error": text}``
+``{"free": offset}``                                  none: that block of the output arena is free
+====================================================  =============================================
+
+The worker ends when the front closes the control socket, however that happens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import sys
+from typing import Any, Optional
+
+import numpy as np
+
+from edl.errors import EdlError, ModelError
+from edl.serving.model.predictor import Predictor, PredictorOptions, load_predictor, run_checked
+from edl.serving.worker import control
+from edl.serving.worker.arena import ALIGNMENT, Allocator, Arena
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerLoop:
+    """The loop around one predictor. One owner, one thread."""
+
+    def __init__(self, front: socket.socket, inputs: Arena, outputs: Arena) -> None:
+        self._front = front
+        self._inputs = inputs
+        self._outputs = outputs
+        self._allocator = Allocator(outputs.size)
+        self._predictor: Optional[Predictor] = None
+        self._postponed: list[dict[str, Any]] = []
+
+    def serve(self) -> None:
+        """Answer messages until the front goes away."""
+        while True:
+            message = self._postponed.pop(0) if self._postponed else self._receive()
+            if message is None:
+                return
+            if "run" in message:
+                self._send(self._run(message["run"], message["fetches"]))
+            elif "free" in message:
+                self._allocator.free(message["free"])
+            else:
+                self._send(self._load(PredictorOptions(**message["load"])))
+
+    def _load(self, options: PredictorOptions) -> dict[str, Any]:
+        try:
+            self._predictor = load_predictor(options)
+        except EdlError as error:
+            return {"failed": str(error)}
+        except Exception as error:
+            logger.exception("making the predictor failed")
+            return {"failed": f"{type(error).__name__}: {error}"}
+        _ignore_signals()  # again: Paddle has changed them
+        return {"ready": self._predictor.description.to_json()}
+
+    def _run(self, requests: list[dict[str, Any]], fetches: list[str]) -> dict[str, Any]:
+        assert self._predictor is not None, "run before load"
+        try:
+            feeds = control.gather(self._inputs, requests)
+            return self._store(run_checked(self._predictor, feeds, fetches))
+        except Exception as error:
+            logger.warning("a batch failed: %s", error)
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def _store(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Lay the outputs into one block of the output arena."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in outputs.items()}
+        starts, size = {}, 0
+        for name, array in arrays.items():
+            starts[name] = size
+            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        block = self._allocate(size)
+        refs = {}
+        for name, array in arrays.items():
+            refs[name] = control.tensor_ref(block + starts[name], array)
+            control.resolve(self._outputs, refs[name])[...] = array
+        return {"block": block, "outputs": refs}
+
+    def _allocate(self, size: int) -> int:
+        """A block of the output arena; waits for the front to free some if it is full."""
+        while True:
+            block = self._allocator.allocate(size)
+            if block is not None:
+                return block
+            if not self._allocator.used:
+                raise ModelError(
+                    f"outputs of {size} bytes do not fit the output arena of "
+                    f"{self._outputs.size} bytes"
+                )
+            message = self._receive()
+            if message is None:
+                raise SystemExit(0)
+            if "free" in message:
+                self._allocator.free(message["free"])
+            else:
+                self._postponed.append(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._front.sendall(control.pack(message))
+
+    def _receive(self) -> Optional[dict[str, Any]]:
+        head = self._receive_exactly(control.LENGTH.size)
+        if head is None:
+            return None
+        body = self._receive_exactly(*control.LENGTH.unpack(head))
+        return None if body is None else json.loads(body)
+
+    def _receive_exactly(self, size: int) -> Optional[bytes]:
+        data = self._front.recv(size, socket.MSG_WAITALL)
+        while len(data) < size:
+            more = self._front.recv(size - len(data), socket.MSG_WAITALL)
+            if not more:
+                return None
+            data += more
+        return data
+
+
+def _ignore_signals() -> None:
+    """The front decides when a worker ends. A Ctrl-C in a terminal, or a service manager's SIGTERM,
+    reaches all processes of a group.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Entry point of the worker process."""
+    _ignore_signals()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s worker[%(process)d] %(message)s")
+    control_fd, input_fd, output_fd = (int(argument) for argument in sys.argv[1:4])
+    with socket.socket(fileno=control_fd) as front:
+        try:
+            WorkerLoop(front, Arena.attach(input_fd), Arena.attach(output_fd)).serve()
+        except OSError:  # the front died in mid-message
+            pass
+
+
+if __name__ == "__main__":
+    main()

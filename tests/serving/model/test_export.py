@@ -1,0 +1,183 @@
+"""Models in Paddle Serving's two directories."""
+
+import filecmp
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edl.errors import ConfigError, ModelError
+from edl.serving import TensorSpec, export_model
+from edl.serving.model.export import export_inference_model
+from edl.serving.model.files import find_model
+from edl.serving.model.prototxt import ModelConfig, Variable, read_config, write_config
+from tests.support.processes import Teacher, edl
+
+paddle = pytest.importorskip("paddle")
+from edl.serving.model.predictor import PredictorOptions, load_predictor  # noqa: E402
+
+OFFICIAL = Path(__file__).parents[2] / "vectors" / "official_save_model"
+X = np.arange(6, dtype="f4").reshape(2, 3)
+
+
+def outputs(model, feed="img", **options):
+    predictor = load_predictor(PredictorOptions(model=str(model), **options))
+    return predictor.run({feed: X}, list(predictor.description.fetches))
+
+
+def test_a_layer_becomes_two_directories(tmp_path):
+    net = paddle.nn.Linear(3, 2)
+    files = export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    assert files == find_model(tmp_path) == find_model(tmp_path / "serving_server")
+    server, client = tmp_path / "serving_server", tmp_path / "serving_client"
+    assert {path.name for path in client.iterdir()} == {
+        "serving_client_conf.prototxt",
+        "serving_client_conf.stream.prototxt",
+    }
+    conf = read_config(client / "serving_client_conf.prototxt")
+    assert conf == read_config(server / "serving_server_conf.prototxt")
+    assert [variable.alias for variable in conf.fetches] == ["prob"]
+    expected = net(paddle.to_tensor(X)).numpy()
+    np.testing.assert_allclose(outputs(tmp_path)["prob"], expected, rtol=1e-5)
+
+
+def test_a_layer_keeps_its_mode_and_is_exported_in_evaluation(tmp_path):
+    net = paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(3, 2))
+    export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    assert net.training
+    assert (outputs(tmp_path)["prob"] == outputs(tmp_path)["prob"]).all()
+
+
+def test_the_older_format_for_paddle_serving_itself(tmp_path):
+    net = paddle.nn.Linear(3, 2)
+    files = export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"], pdmodel=True)
+    assert files.program.name == "model.pdmodel"
+    expected = net(paddle.to_tensor(X)).numpy()
+    np.testing.assert_allclose(outputs(tmp_path)["prob"], expected, rtol=1e-5)
+
+
+def test_what_the_official_tool_wrote_is_read(tmp_path):
+    expected = json.loads((OFFICIAL / "outputs.json").read_text())
+    np.testing.assert_allclose(outputs(OFFICIAL)["prob"], expected, rtol=1e-5)
+
+
+def test_the_official_tools_prototxt_is_written_byte_for_byte(tmp_path):
+    model = ModelConfig(
+        (Variable("x", "img", TensorSpec((3,), "float32")),),
+        (Variable("out.tmp_1", "prob", TensorSpec((2,), "float32")),),
+    )
+    for kind in ("server", "client"):
+        name = f"serving_{kind}_conf.prototxt"
+        write_config(tmp_path / name, model)
+        for path in (tmp_path / name, (tmp_path / name).with_suffix(".stream.prototxt")):
+            assert filecmp.cmp(path, OFFICIAL / f"serving_{kind}" / path.name, shallow=False)
+
+
+def test_an_inference_model_gets_names(tmp_path):
+    spec = [paddle.static.InputSpec([None, 3], "float32", "x")]
+    net = paddle.nn.Linear(3, 2)
+    paddle.jit.save(net, str(tmp_path / "in" / "m"), input_spec=spec)
+    export_inference_model(tmp_path / "in", tmp_path / "out", ["img"], ["prob"])
+    np.testing.assert_allclose(
+        outputs(tmp_path / "out")["prob"], net(paddle.to_tensor(X)).numpy(), rtol=1e-5
+    )
+    export_inference_model(tmp_path / "in" / "m", tmp_path / "out")
+    assert list(outputs(tmp_path / "out", "x")) == ["fetch_name_0"], "its own names; replaced"
+
+
+def test_what_the_official_tool_wrote_can_be_exported_again(tmp_path):
+    export_inference_model(OFFICIAL, tmp_path, ["picture"], ["scores"])
+    expected = json.loads((OFFICIAL / "outputs.json").read_text())
+    np.testing.assert_allclose(outputs(tmp_path, "picture")["scores"], expected, rtol=1e-5)
+
+
+def test_wrong_numbers_of_names_and_missing_models_are_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"2 feeds were named \(a, b\), but the model has 1 \(x\)"
+    ):
+        export_inference_model(OFFICIAL, tmp_path, ["a", "b"])
+    with pytest.raises(ConfigError, match="2 fetches were named"):
+        export_inference_model(OFFICIAL, tmp_path, None, ["a", "b"])
+    with pytest.raises(ModelError, match="no inference model at"):
+        export_inference_model(tmp_path / "nothing", tmp_path / "out")
+    shutil.copytree(OFFICIAL, tmp_path / "copy")
+    with pytest.raises(ConfigError, match="already; export it to another directory"):
+        export_inference_model(tmp_path / "copy", tmp_path / "copy")
+
+
+def test_the_command_exports_a_layer_with_its_weights(tmp_path):
+    net = paddle.vision.models.LeNet()
+    paddle.save(net.state_dict(), str(tmp_path / "w.pdparams"))
+    result = edl(
+        *("export", "--layer", "paddle.vision.models:LeNet", "--weights", tmp_path / "w.pdparams"),
+        *("--feed", "img:float32:1,28,28", "--fetch", "logits", "--out", tmp_path / "out"),
+    )
+    assert (result.returncode, "exported" in result.stdout) == (0, True)
+    image = np.ones((2, 1, 28, 28), "f4")
+    with Teacher("--model", tmp_path / "out") as teacher:
+        from edl.serving import TeacherClient
+
+        with TeacherClient(teacher.endpoint) as client:
+            logits = client.infer({"img": image})["logits"]
+    net.eval()
+    np.testing.assert_allclose(logits, net(paddle.to_tensor(image)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "--model, or a layer with --layer"),
+        (["--layer", "x:y"], "a layer needs --feed NAME:DTYPE:SHAPE and --fetch NAME"),
+        (["--layer", "x:y", "--feed", "img", "--fetch", "p"], "is not NAME:DTYPE:SHAPE"),
+        (["--layer", "no:thing", "--feed", "x:float32:3", "--fetch", "p"], "'no:thing'"),
+        (["--model", "/no/such"], "no inference model at /no/such"),
+        (["--model", "/no/such", "--pdmodel"], "go with --layer"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(arguments, complaint, tmp_path):
+    result = edl("export", *arguments, "--out", tmp_path)
+    assert result.returncode != 0
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_precisions_and_onednn_compute_the_same_within_their_precision(tmp_path):
+    from paddle.base import core
+
+    net = paddle.nn.Sequential(paddle.nn.Linear(3, 64), paddle.nn.ReLU(), paddle.nn.Linear(64, 2))
+    export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    expected = net(paddle.to_tensor(X)).numpy()
+    for options in ({}, {"cpu_threads": 1}, {"onednn": True}, {"onednn": False}):
+        np.testing.assert_allclose(outputs(tmp_path, **options)["prob"], expected, rtol=1e-4)
+    if not core.supports_bfloat16():
+        with pytest.raises(ModelError, match="AVX-512"):
+            outputs(tmp_path, precision="bf16")
+    else:
+        np.testing.assert_allclose(outputs(tmp_path, precision="bf16")["prob"], expected, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "complaint"),
+    [
+        ({"device": "tpu"}, ConfigError, "not cpu, gpu or gpu:N"),
+        ({"device": "gpu:x"}, ConfigError, "not cpu, gpu or gpu:N"),
+        ({"precision": "fp8"}, ConfigError, "not one of fp32, fp16, bf16"),
+        ({"precision": "fp16"}, ConfigError, "fp16 is for GPUs"),
+        ({"tensorrt": True}, ConfigError, "TensorRT is for GPUs"),
+        ({"device": "gpu", "onednn": True}, ConfigError, "oneDNN is for the CPU"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused(options, error, complaint):
+    with pytest.raises(error, match=complaint):
+        outputs(OFFICIAL, **options)
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    if not paddle.is_compiled_with_cuda():
+        with pytest.raises(ModelError, match="built for CPU only"):
+            outputs(OFFICIAL, device="gpu:0")
+    else:
+        with pytest.raises(ModelError, match="Paddle sees"):
+            outputs(OFFICIAL, device="gpu:99")
