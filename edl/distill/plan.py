@@ -8,7 +8,7 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
-from edl.errors import ConfigError
+from edl.errors import ConfigError, SourceError, WireError
 from edl.serving.wire.description import Description, TensorSpec
 
 
@@ -31,9 +31,12 @@ class Plan:
     fetches: tuple[tuple[str, TensorSpec], ...]
 
     def feed(self, batch: Columns, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The arrays to send for rows ``start:stop``; views wherever the dtypes agree."""
+        """The arrays to send for rows ``start:stop``; views wherever the dtypes agree.
+
+        Raises SourceError, which names the slot, for values that the feed's dtype cannot hold.
+        """
         return {
-            name: spec.conform(batch.column(slot, name, start, stop))
+            name: _conform(spec, batch.column(slot, name, start, stop), f"slot {slot} ({name!r})")
             for slot, name, spec in self.feeds
         }
 
@@ -77,6 +80,13 @@ def make_plan(
         tuple((slots[name], name, spec) for name, spec in description.feeds.items()),
         tuple((name, description.fetches[name]) for name in predicts),
     )
+
+
+def _conform(spec: TensorSpec, array: np.ndarray, slot: str) -> np.ndarray:
+    try:
+        return spec.conform(array)
+    except WireError as error:
+        raise SourceError(f"{slot}: {error}; convert it in the source") from error
 
 
 def _quoted(names: Any) -> str:

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edl.distill import DistillReader
 from edl.distill.batches import ArrayBatch
 from edl.distill.plan import make_plan
 from edl.distill.teachers import choose, fixed_teachers, service_teachers
-from edl.errors import ConfigError
-from edl.serving import Description, TensorSpec
+from edl.errors import ConfigError, SourceError
+from edl.serving import Description, TensorSpec, serve
 
 TEACHER = Description(
     {"img": TensorSpec((4,), "float32")},
@@ -33,6 +34,35 @@ def test_a_feed_that_the_reader_lacks_is_named():
 def test_a_prediction_that_the_teacher_lacks_is_named():
     with pytest.raises(ConfigError, match=r"serves 'prob', 'hint', but predicts names 'logits'"):
         make_plan(["img"], ["logits"], TEACHER)
+
+
+def test_rows_of_the_right_dtype_are_sent_without_a_copy():
+    plan = make_plan(["img"], ["prob"], TEACHER)
+    images = np.zeros((3, 2, 2), "f4")
+    assert np.shares_memory(plan.feed(ArrayBatch((images,), 3, 0), 1, 3)["img"], images)
+
+
+def test_values_that_a_feed_cannot_hold_are_refused_by_the_slots_name():
+    plan = make_plan(["label", "img"], ["prob"], TEACHER)
+    batch = ArrayBatch((np.arange(3), np.full((3, 4), 1e300)), rows=3, nbytes=0)
+    with pytest.raises(SourceError, match=r"slot 1 \('img'\): float32 cannot hold .* 1e\+300"):
+        plan.feed(batch, 0, 3)
+
+
+def test_a_batch_that_cannot_be_converted_is_refused_when_its_turn_comes():
+    feeds = {"mask": ((4,), "float32"), "ids": ((4,), "int32")}
+    fetches = {"total": ((), "float32")}
+    source = [(np.ones((2, 4), "i8"), np.full((2, 4), number)) for number in range(20)]
+    source[7][1][1, 3] = 2**31 + 5
+    with serve(lambda mask, ids: mask.sum(1) + ids.sum(1), feeds, fetches) as teacher:
+        with DistillReader(
+            ["mask", "ids"], ["total"], source=source, teachers=[teacher.endpoint]
+        ) as reader:
+            batches = iter(reader)
+            for number in range(7):
+                assert (next(batches)[2] == 4 + 4 * number).all()
+            with pytest.raises(SourceError, match=r"'ids'.*int32 cannot hold .*2147483653"):
+                next(batches)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Entry:
         """
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cls()
         if not isinstance(value, dict):
             return cls()

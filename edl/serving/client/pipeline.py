@@ -154,11 +154,18 @@ class PipelineClient:
             if name not in outputs:
                 has = ", ".join(outputs)
                 return TeacherProtocolError(self.endpoint, f"it answers {has}, but no {name!r}")
-        return {
-            name: specs[name].conform(array) if name in specs else array
-            for name, array in outputs.items()
-            if not fetches or name in fetches
-        }
+        wanted = {name: a for name, a in outputs.items() if not fetches or name in fetches}
+        for name in wanted.keys() & specs.keys():
+            spec, array = specs[name], wanted[name]
+            if spec.dtype == "uint16" and array.dtype.kind == "i":
+                return TeacherProtocolError(
+                    self.endpoint, f"{name!r} may be bfloat16's bits or integers: it does not say"
+                )
+            try:
+                wanted[name] = spec.conform(array)
+            except WireError as error:
+                return TeacherProtocolError(self.endpoint, f"{name!r}: {error}")
+        return wanted
 
     def _refusal(self, code: int, text: str) -> TeacherError:
         message = f"{text.strip() or 'no reason given'} (error {code})"

@@ -13,7 +13,6 @@ import numpy as np
 from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
 from edl.serving.wire.description import Description, TensorSpec
-from edl.serving.wire.tensor import elem_type_of
 from edl.serving.worker.arena import Arena
 from edl.serving.worker.handles import Worker, WorkerThread
 
@@ -35,7 +34,10 @@ class FunctionPredictor:
             if name not in outputs:
                 raise ModelError(f"the function returned {', '.join(outputs)}, but no {name!r}")
             spec = self.description.fetches[name]
-            arrays[name] = spec.conform(np.asarray(outputs[name]))
+            try:
+                arrays[name] = spec.conform(np.asarray(outputs[name]))
+            except WireError as error:
+                raise ModelError(f"output {name!r}: {error}") from error
             wrong = spec.mismatch(arrays[name])
             if wrong:
                 raise ModelError(f"output {name!r}: {wrong}")
@@ -100,6 +102,7 @@ def serve(
     fetches: Specs,
     *,
     options: Optional[ServerOptions] = None,
+    fingerprint: str = "",
 ) -> ServedTeacher:
     """Serve ``function`` to students, from a thread of this process, until it is closed::
 
@@ -111,13 +114,16 @@ def serve(
     arrays or Paddle tensors with as many rows: one, a tuple in the order of ``fetches``, or a dict.
     It runs on one thread and shares the GIL with the rest of the program; a teacher in production
     is better hosted by ``edl teacher``. ``options``: host, port, token, batching and limits.
+    ``fingerprint``: what tells this teacher's model from others under the same service, such as
+    "resnet50-v3" (see :class:`Description`); default: made from ``feeds`` and ``fetches``.
 
-    Raises ConfigError if the address is taken or a dtype cannot travel.
+    Raises ConfigError if the address is taken, or a shape, a dtype or the fingerprint is none.
     """
     if not fetches or not feeds:
         raise ConfigError("a teacher needs at least one feed and one fetch")
     options = options or ServerOptions()
-    predictor = FunctionPredictor(function, Description(_specs(feeds), _specs(fetches)))
+    description = Description(_specs(feeds), _specs(fetches), fingerprint=fingerprint)
+    predictor = FunctionPredictor(function, description)
 
     def make_workers(inputs: Arena) -> list[Worker]:
         return [WorkerThread(predictor, inputs)]
@@ -135,8 +141,7 @@ def _specs(specs: Specs) -> dict[str, TensorSpec]:
     result = {}
     for name, (shape, dtype) in specs.items():
         try:
-            elem_type_of(np.dtype(dtype))
-        except (WireError, TypeError) as error:
-            raise ConfigError(f"dtype {dtype!r} of {name!r}: {error}") from error
-        result[name] = TensorSpec(tuple(shape), "str" if dtype == "str" else np.dtype(dtype).name)
+            result[name] = TensorSpec(tuple(shape), dtype)
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"{name!r}: {error}") from error
     return result

@@ -1,4 +1,4 @@
-"""What a teacher serves: feeds and fetches with their shapes and dtypes.
+"""What a teacher serves: its model, and feeds and fetches with their shapes and dtypes.
 
 The same description is what the model's prototxt says, what the registry holds for each
 teacher, and what a teacher answers when it is asked. Shapes are without the batch dimension;
@@ -7,28 +7,48 @@ teacher, and what a teacher answers when it is asked. Shapes are without the bat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from edl.errors import ConfigError, WireError
-from edl.serving.wire.tensor import elem_type_of
+from edl.serving.wire.conversion import convert
+from edl.serving.wire.tensor import MAX_DIMENSIONS, STRING, elem_type_of
 
 #: A baidu_std method of our own beside Paddle Serving's: the payload of its answer is the
 #: description as JSON. A server without it answers "unknown service", as brpc does.
 DESCRIBE_SERVICE, DESCRIBE_METHOD = "edl.TeacherService", "describe"
 
+#: What fingerprints begin with that stand for feeds and fetches only, not for weights.
+SPECS_ONLY = "specs:"
+
+_MAX_FINGERPRINT = 128
+_MAX_SIZE = 2**31 - 1  # sizes travel as int32
+_DTYPES = (
+    *("int64", "float32", "int32", "float64", "int16", "float16", "uint16", "uint8", "int8"),
+    *("bool", "str"),
+)
+
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One feed or fetch: shape of one row (-1: any size), and numpy dtype name."""
+    """One feed or fetch: shape of one row (-1: any size), and numpy dtype name.
+
+    The dtype "uint16" stands for bfloat16, "str" for strings. Raises ConfigError for a shape that
+    is none, and for a dtype that cannot travel.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _checked_shape(self.shape))
+        object.__setattr__(self, "dtype", _dtype_name(self.dtype))
 
     @property
     def has_fixed_size(self) -> bool:
@@ -54,15 +74,14 @@ class TensorSpec:
         return ""
 
     def conform(self, array: np.ndarray) -> np.ndarray:
-        """``array`` with the row shape and float/integer width that the teacher expects.
+        """``array`` with the dtype and row shape that the teacher expects.
 
-        Rows with the right number of elements are reshaped (a flat 784 to 1x28x28, as Paddle
-        Serving's client does). A different width of the same kind (float64 for float32, int32
-        for int64) is converted. Anything else is returned as it is, for the teacher to refuse.
+        The dtype is converted where that keeps the values (see ``conversion``). Raises WireError
+        where it does not. Rows with the right number of elements are reshaped (a flat 784 to
+        1x28x28, as Paddle Serving's client does); other shapes are left for the teacher to refuse.
         """
-        wanted = np.dtype(self.dtype)
-        if array.dtype != wanted and array.dtype.kind == wanted.kind:
-            array = array.astype(wanted)
+        if array.dtype != np.dtype(self.dtype):
+            array = convert(array, self.dtype)
         row = array.shape[1:]
         if (
             array.ndim
@@ -76,11 +95,27 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Description:
-    """Feeds and fetches of a teacher by the names that users say (aliases)."""
+    """Feeds and fetches of a teacher by the names that users say (aliases), and its model.
+
+    ``fingerprint``: teachers whose fingerprints are equal have the same model, so one may answer
+    for another. Teachers of ours say one that is made from the model's content. The default, for
+    those that say none, begins with "specs:" and is made from feeds and fetches: names, shapes and
+    dtypes in their order. Raises ConfigError for one that is not printable, or longer than 128.
+    """
 
     feeds: Mapping[str, TensorSpec]
     fetches: Mapping[str, TensorSpec]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        fingerprint = self.fingerprint
+        if not isinstance(fingerprint, str) or not fingerprint.isprintable():
+            raise ConfigError(f"a fingerprint is printable text, not {fingerprint!r}")
+        if len(fingerprint) > _MAX_FINGERPRINT:
+            raise ConfigError(f"a fingerprint of {len(fingerprint)} characters is too long")
+        if not fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint_of(self.feeds, self.fetches))
 
     def to_json(self) -> str:
         """The description as one line of JSON."""
@@ -89,18 +124,29 @@ class Description:
                 **self.extra,
                 "feeds": _specs_to_json(self.feeds),
                 "fetches": _specs_to_json(self.fetches),
+                "fingerprint": self.fingerprint,
             }
         )
 
     @classmethod
     def from_json(cls, text: str) -> Description:
-        """The inverse of :meth:`to_json`. Raises ConfigError if ``text`` is something else."""
+        """The inverse of :meth:`to_json`, for text of any origin.
+
+        Raises ConfigError, and nothing else, if ``text`` is something else.
+        """
         try:
             value = json.loads(text)
-            extra = {key: item for key, item in value.items() if key not in ("feeds", "fetches")}
-            return cls(_specs_from_json(value["feeds"]), _specs_from_json(value["fetches"]), extra)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"not a teacher's description: {text[:200]!r}") from error
+            feeds = _specs_from_json(value.pop("feeds"))
+            fetches = _specs_from_json(value.pop("fetches"))
+            return cls(feeds, fetches, fingerprint=value.pop("fingerprint", ""), extra=value)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise ConfigError(f"not a teacher's description: {text[:200]!r} ({reason})") from error
+
+
+def _fingerprint_of(feeds: Mapping[str, TensorSpec], fetches: Mapping[str, TensorSpec]) -> str:
+    text = json.dumps([_specs_to_json(feeds), _specs_to_json(fetches)])
+    return SPECS_ONLY + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _specs_to_json(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
@@ -110,9 +156,30 @@ def _specs_to_json(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
 def _specs_from_json(value: Mapping[str, Any]) -> dict[str, TensorSpec]:
     specs = {}
     for name, item in value.items():
-        try:
-            elem_type_of(np.dtype(item["dtype"]))
-        except WireError as error:
-            raise ValueError(str(error)) from error
-        specs[str(name)] = TensorSpec(tuple(int(size) for size in item["shape"]), item["dtype"])
+        shape, dtype = item["shape"], item["dtype"]
+        if not isinstance(shape, list):
+            raise ConfigError(f"the shape of {name!r} is not a list")
+        if dtype not in _DTYPES:  # numpy parses more than names: not what strangers say
+            raise ConfigError(f"the dtype of {name!r} is not one of {', '.join(_DTYPES)}")
+        specs[name] = TensorSpec(tuple(shape), dtype)
     return specs
+
+
+def _checked_shape(sizes: Sequence[int]) -> tuple[int, ...]:
+    for size in sizes:
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if not whole or not -1 <= size <= _MAX_SIZE:
+            raise ConfigError(f"{size!r} is not a size: it must be 0 to {_MAX_SIZE}, or -1 for any")
+    elements = math.prod(max(1, int(size)) for size in sizes)
+    if len(sizes) >= MAX_DIMENSIONS or elements > _MAX_SIZE:
+        raise ConfigError(f"a row of {len(sizes)} dimensions and {elements} elements cannot travel")
+    return tuple(int(size) for size in sizes)
+
+
+def _dtype_name(dtype: str) -> str:
+    """Numpy's name for a dtype that can travel."""
+    try:
+        known = np.dtype(dtype)
+        return "str" if elem_type_of(known) == STRING else known.name
+    except (TypeError, WireError) as error:
+        raise ConfigError(f"dtype {dtype!r}: {error}") from error

@@ -1,14 +1,13 @@
-"""Finding models, Paddle Serving's prototxt, and descriptions."""
+"""Finding models, and Paddle Serving's prototxt."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edl.errors import ConfigError, ModelError
+from edl.errors import ModelError
 from edl.serving.model.files import find_model
 from edl.serving.model.prototxt import ModelConfig, Variable, read_config, write_config
-from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.description import TensorSpec
 
 #: As Paddle Serving 0.9's save_model writes it.
 OFFICIAL = """\
@@ -86,13 +85,6 @@ def test_a_file_that_is_not_a_prototxt_is_refused_by_name(tmp_path):
 
 dtypes = st.sampled_from(["int64", "float32", "uint16", "bool", "str"])
 specs = st.builds(TensorSpec, st.lists(st.integers(-1, 5), max_size=3).map(tuple), dtypes)
-named = st.dictionaries(st.text(min_size=1, max_size=5), specs, max_size=3)
-
-
-@given(named, named)
-def test_descriptions_round_trip_through_json(feeds, fetches):
-    description = Description(feeds, fetches, {"device": "cpu"})
-    assert Description.from_json(description.to_json()) == description
 
 
 @given(
@@ -103,40 +95,3 @@ def test_configurations_round_trip_through_prototxt(tmp_path_factory, variables)
     config = ModelConfig(tuple(variables), tuple(variables))
     write_config(path, config)
     assert read_config(path) == config
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"feeds": {"x": {"shape": [1], "dtype": "u4"}}}']
-)
-def test_text_that_is_not_a_description_is_refused(text):
-    with pytest.raises(ConfigError, match="not a teacher's description"):
-        Description.from_json(text)
-
-
-IMAGE = TensorSpec((1, 2, 2), "float32")
-
-
-def test_what_fits_is_not_touched():
-    array = np.zeros((3, 1, 2, 2), "f4")
-    assert IMAGE.conform(array) is array
-    assert not IMAGE.mismatch(array)
-
-
-def test_flat_rows_and_other_widths_are_made_to_fit():
-    array = IMAGE.conform(np.zeros((3, 4), "f8"))
-    assert not IMAGE.mismatch(array)
-    assert not TensorSpec((), "int64").mismatch(TensorSpec((), "int64").conform(np.zeros(3, "i4")))
-
-
-@pytest.mark.parametrize(
-    ("array", "complaint"),
-    [
-        (np.zeros((3, 5), "f4"), r"expected shape \(rows, 1, 2, 2\), got \(3, 5\)"),
-        (np.zeros((3, 1, 2, 2), "i8"), "expected dtype float32, got int64"),
-        (np.zeros((), "f4"), "expected shape"),
-    ],
-)
-def test_what_does_not_fit_is_left_for_the_teacher_to_refuse(array, complaint):
-    conformed = IMAGE.conform(array)
-    with pytest.raises(AssertionError, match=complaint):
-        assert not IMAGE.mismatch(conformed), IMAGE.mismatch(conformed)

@@ -8,6 +8,7 @@ import pytest
 from edl.distill import DistillReader
 from edl.errors import ConfigError, TeacherFailed, TeacherUnreachable
 from edl.serving import ServerOptions, TeacherClient, serve
+from edl.serving.wire.description import SPECS_ONLY
 
 X = np.arange(6, dtype="f4").reshape(3, 2)
 FEEDS = {"x": ((2,), "float32")}
@@ -28,6 +29,38 @@ def test_one_array_a_tuple_or_a_dict_is_returned(function):
     outputs = ask(function)
     assert outputs["y"].dtype == np.float32
     assert (outputs["y"] == 2 * X).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "output"),
+    [
+        ("float32", np.arange(3)),
+        ("float32", np.array([True, False, True])),
+        ("float16", np.array([0.1, 0.2, 0.3])),
+        ("int64", np.array([1, 2, 3], "i4")),
+    ],
+)
+def test_outputs_of_another_dtype_are_converted_if_that_keeps_them(dtype, output):
+    answer = ask(lambda x: output, {"y": ((), dtype)})["y"]
+    assert answer.dtype == dtype
+    assert (answer == output.astype(dtype)).all()
+
+
+def test_an_output_for_bfloat16_is_converted_to_its_bits():
+    answer = ask(lambda x: x[:, 0], {"y": ((), "uint16")})["y"]
+    assert ((answer.astype("u4") << 16).view("f4") == X[:, 0]).all()
+
+
+def test_a_fingerprint_tells_functions_apart():
+    def description(**options):
+        with serve(lambda x: x, FEEDS, FETCHES, **options) as teacher:
+            with TeacherClient(teacher.endpoint) as client:
+                return client.describe()
+
+    assert description(fingerprint="resnet50-v3").fingerprint == "resnet50-v3"
+    assert description().fingerprint.startswith(SPECS_ONLY)
+    with pytest.raises(ConfigError, match="fingerprint"):
+        description(fingerprint="\n")
 
 
 def test_an_ensemble_of_paddle_layers():
@@ -57,7 +90,9 @@ def test_a_student_reads_from_a_function():
         (lambda x: {"z": x}, "returned z, but no 'y'"),
         (lambda x: x[:2], "rows for an input of 3"),
         (lambda x: x[:, :1], r"output 'y': expected shape \(rows, 2\)"),
-        (lambda x: x.astype(str), "output 'y': expected dtype float32"),
+        (lambda x: 1e300 * x.astype("f8"), "output 'y': float32 cannot hold the float64 value"),
+        (lambda x: x.astype("i8") + 2**24 + 1, "output 'y': float32 cannot hold the int64 value"),
+        (lambda x: x.astype(str), "output 'y': <U32 values cannot become float32"),
         (lambda x: 1 / 0, "ZeroDivisionError"),
         (lambda z: z, "unexpected keyword argument 'x'"),
     ],
@@ -70,8 +105,11 @@ def test_what_a_function_does_wrong_is_said(function, complaint):
 def test_a_teacher_needs_feeds_and_fetches_that_can_travel():
     with pytest.raises(ConfigError, match="at least one feed"):
         serve(lambda: None, {}, FETCHES)
-    with pytest.raises(ConfigError, match="dtype 'complex64' of 'x'"):
+    with pytest.raises(ConfigError, match="'x': dtype 'complex64'"):
         serve(lambda x: x, {"x": ((1,), "complex64")}, FETCHES)
+    for shape in ((-2,), (2.5,), 3):
+        with pytest.raises(ConfigError, match="'x': "):
+            serve(lambda x: x, {"x": (shape, "float32")}, FETCHES)
 
 
 def test_an_address_that_is_taken_is_refused():
