@@ -16,12 +16,16 @@ from edl.errors import ModelError
 from edl.serving.model.accelerate import configure
 from edl.serving.model.factory import make
 from edl.serving.model.files import ModelFiles, find_model
+from edl.serving.model.fingerprint import fingerprint_of
 from edl.serving.model.prototxt import ModelConfig, Variable, read_config
 from edl.serving.wire.description import Description, TensorSpec
 
 
 class Predictor(Protocol):
-    """Computes outputs from feeds, one call at a time."""
+    """Computes outputs from feeds, one call at a time.
+
+    Where several models may be under one service, its description has a fingerprint of its own.
+    """
 
     description: Description
 
@@ -99,6 +103,7 @@ class PaddlePredictor:
         config = inference.Config(str(files.program), str(files.params or ""))
         config.disable_glog_info()
         configure(config, options)
+        before = _identity(files)
         try:
             model = _read_model(paddle, files)
             self._predictor = inference.create_predictor(config)
@@ -106,9 +111,14 @@ class PaddlePredictor:
             raise
         except Exception as error:  # whatever Paddle's C++ says of a broken file
             raise ModelError(f"Paddle cannot load {files.program}: {error}") from error
+        fingerprint = fingerprint_of(files, model)
+        if _identity(files) != before:  # what was loaded is not what was read after it
+            raise ModelError(f"{files.program} was replaced while it was loaded; load it again")
         self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
         self.model = model
-        self.description = model.describe(device=options.device)
+        self.description = model.describe(
+            fingerprint, device=options.device, precision=options.precision
+        )
 
     def run(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, np.ndarray]:
         """See :class:`Predictor`."""
@@ -121,6 +131,13 @@ class PaddlePredictor:
             alias: self._predictor.get_output_handle(self._names[alias]).copy_to_cpu()
             for alias in fetches
         }
+
+
+def _identity(files: ModelFiles) -> list[tuple[int, ...]]:
+    """Of the files as they are now."""
+    paths = (path for path in (files.program, files.params, files.conf) if path is not None)
+    states = (path.stat() for path in paths)
+    return [(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _read_model(paddle: Any, files: ModelFiles) -> ModelConfig:

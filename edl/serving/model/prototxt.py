@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from edl.errors import ModelError, WireError
+from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.tensor import STRING, elem_type_of, wire_dtype
 
@@ -40,17 +40,18 @@ class ModelConfig:
     feeds: tuple[Variable, ...]
     fetches: tuple[Variable, ...]
 
-    def describe(self, **extra: Any) -> Description:
+    def describe(self, fingerprint: str = "", **extra: Any) -> Description:
         """The same by alias, as the registry and students see it."""
         return Description(
             {variable.alias: variable.spec for variable in self.feeds},
             {variable.alias: variable.spec for variable in self.fetches},
             extra,
+            fingerprint,
         )
 
 
 def read_config(path: Path) -> ModelConfig:
-    """A prototxt file. Raises ModelError if it is not one."""
+    """A prototxt file. Raises ModelError if it is not one, or describes what cannot travel."""
     message = _message_class()()
     try:
         text_format.Parse(path.read_text(), message)
@@ -60,7 +61,7 @@ def read_config(path: Path) -> ModelConfig:
         )
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except (text_format.ParseError, UnicodeDecodeError, WireError) as error:
+    except (text_format.ParseError, UnicodeDecodeError, WireError, ConfigError) as error:
         raise ModelError(f"{path} is not a Paddle Serving configuration: {error}") from error
 
 
@@ -78,8 +79,7 @@ def write_config(path: Path, config: ModelConfig) -> None:
 
 
 def _variable(item: Any, elem_type: int) -> Variable:
-    dtype = wire_dtype(elem_type)
-    spec = TensorSpec(tuple(item.shape), "str" if dtype.kind == "O" else dtype.name)
+    spec = TensorSpec(tuple(item.shape), wire_dtype(elem_type).name)
     return Variable(item.name, item.alias_name or item.name, spec)
 
 
