@@ -8,10 +8,11 @@ servers load; ``serving_client`` holds the description for clients of Paddle Ser
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from edl._paddle import import_paddle
 from edl.errors import ConfigError, ModelError
@@ -24,9 +25,16 @@ from edl.serving.model.prototxt import (
     Variable,
     write_config,
 )
+from edl.serving.model.replace import replacing
 
 CLIENT_DIRECTORY = "serving_client"
 _PREFIX = "model"
+
+#: Names of a model that is replaced, as this module, Paddle Serving and Paddle 1 write it.
+_MODEL_FILES = (f"{_PREFIX}.*", "params.pdiparams", "__model__", "__params__")
+
+#: Names that Paddle gives to variables of a program on its own.
+_PADDLE_NAMES = re.compile(r"feed|fetch|fetch_name_\d+|generated_tensor_\d+|(.*\.)?tmp_\d+")
 
 
 def export_model(
@@ -42,30 +50,30 @@ def export_model(
     ``layer``: a ``paddle.nn.Layer``; it is saved in evaluation mode and left as it was.
     ``feeds``: for each argument of ``forward``, in order, its name, row shape (no batch dimension)
     and dtype, as in ``{"img": ((3, 224, 224), "float32")}``.
-    ``fetches``: a name for each value that ``forward`` returns, in order.
+    ``fetches``: a name for each value that ``forward`` returns, in order; if it returns a dict with
+    the same names, they go by name.
     ``pdmodel``: write a program of Paddle 2, as Paddle Serving 0.9 needs it, instead of a ``.json``
     one of Paddle 3.
 
+    A model that is there already stays until the new one is complete, and whole if this fails.
     Raises ConfigError if the names do not fit the layer, ModelError if Paddle cannot export it.
     """
     paddle = import_paddle("exporting a model")
-    server = Path(directory) / SERVER_DIRECTORY
-    _make_way(server)
     spec = [
         paddle.static.InputSpec([None, *shape], dtype, name)
-        for name, (shape, dtype) in feeds.items()
+        for name, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
     ]
-    was_training = layer.training
-    layer.eval()
-    try:
-        with _program_format(paddle, pdmodel):
-            paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec)
-    except Exception as error:  # Paddle's own variety
-        raise ModelError(f"Paddle cannot export {type(layer).__name__}: {error}") from error
-    finally:
-        if was_training:
-            layer.train()
-    return _describe(Path(directory), list(feeds), list(fetches))
+    with _replacing_model(Path(directory)) as (server, client):
+        with _evaluating(layer), _program_format(paddle, pdmodel):
+            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, fetches))
+            try:
+                paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
+            except Exception as error:  # Paddle's own variety
+                raise ModelError(f"Paddle cannot export {type(layer).__name__}: {error}") from error
+            finally:
+                hook.remove()
+        _describe(server, client, list(feeds), list(fetches))
+    return find_model(Path(directory) / SERVER_DIRECTORY)
 
 
 def export_inference_model(
@@ -86,20 +94,75 @@ def export_inference_model(
     server = Path(directory) / SERVER_DIRECTORY
     if files.program.parent.resolve() == server.resolve():
         raise ConfigError(f"{model} is in {server} already; export it to another directory")
-    _make_way(server)
     suffix = files.program.suffix or ".pdmodel"  # __model__ is one
-    shutil.copyfile(files.program, server / f"{_PREFIX}{suffix}")
-    if files.params is not None:
-        shutil.copyfile(files.params, server / f"{_PREFIX}.pdiparams")
-    return _describe(Path(directory), feeds, fetches)
+    with _replacing_model(Path(directory)) as (fresh, client):
+        shutil.copyfile(files.program, fresh / f"{_PREFIX}{suffix}")
+        if files.params is not None:
+            shutil.copyfile(files.params, fresh / f"{_PREFIX}.pdiparams")
+        _describe(fresh, client, feeds, fetches)
+    return find_model(server)
 
 
-def _make_way(server: Path) -> None:
-    """An empty model directory, or one whose model is to be replaced."""
-    server.mkdir(parents=True, exist_ok=True)
-    for path in server.iterdir():
-        if path.is_file() and path.stem in (_PREFIX, SERVER_CONF.partition(".")[0]):
-            path.unlink()
+def _program_names(layer: Any, feeds: Iterable[str]) -> list[str]:
+    """What the program calls the feeds: as users do, for Paddle Serving's pipelines do not know the
+    one from the other, unless a variable of the program is, or may be, called that.
+    """
+    variables = {each.name for each in (*layer.parameters(), *layer.buffers())}
+    return [
+        f"edl_feed_{index}" if name in variables or _PADDLE_NAMES.fullmatch(name) else name
+        for index, name in enumerate(feeds)
+    ]
+
+
+@contextlib.contextmanager
+def _replacing_model(directory: Path) -> Iterator[tuple[Path, Path]]:
+    """Two directories to write, which become serving_server and serving_client."""
+    stale = (*_MODEL_FILES, f"{SERVER_CONF.partition('.')[0]}.*")
+    with (
+        replacing(directory / CLIENT_DIRECTORY) as client,
+        replacing(directory / SERVER_DIRECTORY, *stale) as server,
+    ):
+        yield server, client
+
+
+@contextlib.contextmanager
+def _evaluating(layer: Any) -> Iterator[None]:
+    """Evaluation mode; afterwards each sublayer is in its own again (frozen ones stay frozen)."""
+    modes = [(each, each.training) for each in layer.sublayers(include_self=True)]
+    layer.eval()
+    try:
+        yield
+    finally:
+        if modes[0][1]:
+            layer.train()
+        for each, training in modes:
+            each.training = training
+
+
+def _distinct_outputs(paddle: Any, fetches: Sequence[str]) -> Callable[..., Any]:
+    """A hook on ``forward`` that gives each output a value of its own.
+
+    A program cannot be loaded if an output is also a feed, and one that is returned twice is one
+    output for Paddle. Of a dict Paddle takes the values in the order of the sorted keys.
+    """
+
+    def hook(_: Any, feeds: Any, outputs: Any) -> Any:
+        if isinstance(outputs, Mapping):
+            names = fetches if set(fetches) == set(outputs) else outputs
+            outputs = [outputs[name] for name in names]
+        latest = {id(feed): feed for feed in paddle.utils.flatten(feeds)}
+
+        def distinct(value: Any) -> Any:
+            if not hasattr(value, "shape"):  # None, or a number
+                return value
+            known = latest.get(id(value))
+            # A copy of the latest copy: Paddle makes one of two copies of the same.
+            latest[id(value)] = value if known is None else paddle.assign(known)
+            return latest[id(value)]
+
+        return paddle.utils.map_structure(distinct, outputs)
+
+    return paddle.jit.not_to_static(hook)
 
 
 def _program_format(paddle: Any, pdmodel: bool) -> contextlib.AbstractContextManager:
@@ -109,16 +172,13 @@ def _program_format(paddle: Any, pdmodel: bool) -> contextlib.AbstractContextMan
 
 
 def _describe(
-    directory: Path, feeds: Optional[Sequence[str]], fetches: Optional[Sequence[str]]
-) -> ModelFiles:
-    """Write the prototxt files of the model that is in ``directory/serving_server``."""
-    server, client = directory / SERVER_DIRECTORY, directory / CLIENT_DIRECTORY
-    own = PaddlePredictor(find_model(server / _PREFIX), PredictorOptions()).model
+    server: Path, client: Path, feeds: Optional[Sequence[str]], fetches: Optional[Sequence[str]]
+) -> None:
+    """Write the prototxt files of the model that is in ``server``; see that it can be loaded."""
+    own = PaddlePredictor(find_model(server), PredictorOptions()).model
     model = ModelConfig(_named(own.feeds, feeds, "feed"), _named(own.fetches, fetches, "fetch"))
-    client.mkdir(exist_ok=True)
     write_config(server / SERVER_CONF, model)
     write_config(client / CLIENT_CONF, model)
-    return find_model(server)
 
 
 def _named(

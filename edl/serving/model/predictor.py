@@ -103,17 +103,17 @@ class PaddlePredictor:
         config = inference.Config(str(files.program), str(files.params or ""))
         config.disable_glog_info()
         configure(config, options)
-        before = _identity(files)
         try:
+            before = _identity(files)
             model = _read_model(paddle, files)
             self._predictor = inference.create_predictor(config)
+            fingerprint = fingerprint_of(files, model)
+            if _identity(files) != before:  # what was loaded is not what was read after it
+                raise ModelError(f"{files.program} was replaced while it was loaded; try again")
         except ModelError:
             raise
         except Exception as error:  # whatever Paddle's C++ says of a broken file
             raise ModelError(f"Paddle cannot load {files.program}: {error}") from error
-        fingerprint = fingerprint_of(files, model)
-        if _identity(files) != before:  # what was loaded is not what was read after it
-            raise ModelError(f"{files.program} was replaced while it was loaded; load it again")
         self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
         self.model = model
         self.description = model.describe(

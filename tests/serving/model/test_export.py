@@ -43,11 +43,100 @@ def test_a_layer_becomes_two_directories(tmp_path):
     np.testing.assert_allclose(outputs(tmp_path)["prob"], expected, rtol=1e-5)
 
 
-def test_a_layer_keeps_its_mode_and_is_exported_in_evaluation(tmp_path):
-    net = paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(3, 2))
+@pytest.mark.parametrize("training", [True, False])
+def test_sublayers_keep_their_modes_and_are_exported_in_evaluation(training, tmp_path):
+    net = paddle.nn.Sequential(
+        paddle.nn.Dropout(0.5), paddle.nn.BatchNorm1D(3), paddle.nn.Linear(3, 2)
+    )
+    net.train() if training else net.eval()
+    net[1].eval()
+    net[2].train()
+    before = [each.training for each in net.sublayers(include_self=True)]
     export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
-    assert net.training
+    assert [each.training for each in net.sublayers(include_self=True)] == before
     assert (outputs(tmp_path)["prob"] == outputs(tmp_path)["prob"]).all()
+
+
+class Scaled(paddle.nn.Layer):
+    """Its parameter is called ``w``, its outputs what ``choose`` makes of x and 2 * x."""
+
+    def __init__(self, choose):
+        super().__init__()
+        two = paddle.nn.initializer.Constant(2.0)
+        self.w = self.create_parameter([3], default_initializer=two)
+        self.choose = choose
+
+    def forward(self, x):
+        return self.choose(x, x * self.w)
+
+
+@pytest.mark.parametrize("pdmodel", [False, True])
+@pytest.mark.parametrize("name", ["the parameter's", "feed", "fetch_name_0", "tmp_0", "x"])
+def test_a_feed_may_be_called_like_a_variable_of_the_program(name, pdmodel, tmp_path):
+    net = Scaled(lambda x, twice: x * twice)
+    name = net.w.name if name == "the parameter's" else name
+    export_model(net, tmp_path, {name: ((3,), "float32")}, ["y"], pdmodel=pdmodel)
+    np.testing.assert_array_equal(outputs(tmp_path, name)["y"], 2 * X * X)
+
+
+@pytest.mark.parametrize("pdmodel", [False, True])
+@pytest.mark.parametrize(
+    ("choose", "values"),
+    [
+        (lambda x, twice: (twice, x), {"a": 2 * X, "b": X}),
+        (lambda x, twice: [twice, twice], {"a": 2 * X, "b": 2 * X}),
+        (lambda x, twice: (x, [x, None, x], (twice,)), {"a": X, "b": X, "c": X, "d": 2 * X}),
+        (lambda x, twice: {"b": twice, "a": x}, {"b": 2 * X, "a": X}),
+        (lambda x, twice: {"b": twice, "a": x}, {"a": X, "b": 2 * X}),
+        (lambda x, twice: {"b": twice, "a": x}, {"first": 2 * X, "second": X}),
+    ],
+    ids=["feed", "twice", "nested", "dict", "dict by name", "dict in order"],
+)
+def test_outputs_are_what_forward_returns_whatever_that_is(choose, values, pdmodel, tmp_path):
+    export_model(Scaled(choose), tmp_path, {"x": ((3,), "float32")}, list(values), pdmodel=pdmodel)
+    answer = outputs(tmp_path, "x")
+    assert answer.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(answer[name], value)
+
+
+def test_a_layers_own_hooks_are_part_of_it(tmp_path):
+    net = paddle.nn.Linear(3, 2)
+    net.register_forward_post_hook(lambda layer, inputs, output: output + 100)
+    export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    expected = net(paddle.to_tensor(X)).numpy()
+    np.testing.assert_allclose(outputs(tmp_path)["prob"], expected, rtol=1e-5)
+
+
+class Broken(paddle.nn.Layer):
+    def forward(self, x):
+        raise RuntimeError("broken")
+
+
+def test_a_model_stays_whole_if_its_successor_cannot_be_exported(tmp_path):
+    good, feeds = paddle.nn.Linear(3, 2), {"img": ((3,), "float32")}
+    export_model(good, tmp_path, feeds, ["prob"])
+    (tmp_path / "serving_server" / "labels.txt").write_text("cat\ndog\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ModelError, match="cannot export Broken"):
+        export_model(Broken(), tmp_path, feeds, ["prob"])
+    with pytest.raises(ConfigError, match="2 fetches were named"):
+        export_model(good, tmp_path, feeds, ["prob", "hint"])
+    with pytest.raises(ConfigError, match="2 feeds were named"):
+        export_inference_model(OFFICIAL, tmp_path, ["a", "b"])
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert {path.name for path in tmp_path.iterdir()} == {"serving_server", "serving_client"}
+
+
+def test_a_model_is_replaced_by_any_other_and_what_else_is_there_stays(tmp_path):
+    shutil.copytree(OFFICIAL, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "serving_server" / "labels.txt").write_text("cat\ndog\n")
+    files = export_model(paddle.nn.Linear(3, 2), tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    assert {path.name for path in files.program.parent.iterdir()} == {
+        *("model.json", "model.pdiparams", "labels.txt"),
+        *("serving_server_conf.prototxt", "serving_server_conf.stream.prototxt"),
+    }
 
 
 def test_the_older_format_for_paddle_serving_itself(tmp_path):
@@ -121,6 +210,9 @@ def test_the_command_exports_a_layer_with_its_weights(tmp_path):
 
         with TeacherClient(teacher.endpoint) as client:
             logits = client.infer({"img": image})["logits"]
+            served = client.describe()
+    here = load_predictor(PredictorOptions(model=str(tmp_path / "out"))).description
+    assert served == here, "the fingerprint too"
     net.eval()
     np.testing.assert_allclose(logits, net(paddle.to_tensor(image)).numpy(), rtol=1e-4, atol=1e-5)
 
