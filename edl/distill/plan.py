@@ -35,10 +35,16 @@ class Plan:
 
         Raises SourceError, which names the slot, for values that the feed's dtype cannot hold.
         """
-        return {
-            name: _conform(spec, batch.column(slot, name, start, stop), f"slot {slot} ({name!r})")
-            for slot, name, spec in self.feeds
-        }
+        feeds = {}
+        for slot, name, spec in self.feeds:
+            array = batch.column(slot, name, start, stop)
+            try:
+                feeds[name] = spec.conform(array)
+            except WireError as error:
+                raise SourceError(
+                    f"slot {slot} ({name!r}): {error}; convert it in the source"
+                ) from error
+        return feeds
 
     def fetch_names(self) -> list[str]:
         """What to ask for."""
@@ -80,13 +86,6 @@ def make_plan(
         tuple((slots[name], name, spec) for name, spec in description.feeds.items()),
         tuple((name, description.fetches[name]) for name in predicts),
     )
-
-
-def _conform(spec: TensorSpec, array: np.ndarray, slot: str) -> np.ndarray:
-    try:
-        return spec.conform(array)
-    except WireError as error:
-        raise SourceError(f"{slot}: {error}; convert it in the source") from error
 
 
 def _quoted(names: Any) -> str:

@@ -118,11 +118,9 @@ def _program_names(layer: Any, feeds: Iterable[str]) -> list[str]:
 def _replacing_model(directory: Path) -> Iterator[tuple[Path, Path]]:
     """Two directories to write, which become serving_server and serving_client."""
     stale = (*_MODEL_FILES, f"{SERVER_CONF.partition('.')[0]}.*")
-    with (
-        replacing(directory / CLIENT_DIRECTORY) as client,
-        replacing(directory / SERVER_DIRECTORY, *stale) as server,
-    ):
-        yield server, client
+    client, server = directory / CLIENT_DIRECTORY, directory / SERVER_DIRECTORY
+    with replacing(client) as new_client, replacing(server, *stale) as new_server:
+        yield new_server, new_client
 
 
 @contextlib.contextmanager
