@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Callable, Optional, Union
+from typing import Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -35,9 +35,10 @@ from edl.errors import (
     WireError,
 )
 from edl.serving.wire import frame
+from edl.serving.wire.compression import compression_of, decompress
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
 from edl.serving.wire.messages import METHOD, SERVICE, decode_response, encode_request
-from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent
+from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,17 @@ OnAnswer = Callable[[Answer], None]
 #: only as bytes arrive, so that a false length costs nothing.
 _FIRST_RESERVATION = 64 << 20
 _INBOX_SIZE = 64 << 10
+
+#: Bytes of a request from which on a server may find it too large.
+_LARGE_REQUEST = 16 << 20
+
+
+class _Pending(NamedTuple):
+    """A request in flight. ``raw``: its answer's payload is wanted as it is."""
+
+    on_answer: OnAnswer
+    raw: bool
+    size: int
 
 
 class TeacherClient:
@@ -73,7 +85,8 @@ class TeacherClient:
         self._socket = connect(endpoint, connect_timeout, send_timeout)
         self._inbox = _Inbox(self._socket)
         self._ids = itertools.count(1)
-        self._in_flight: dict[int, tuple[OnAnswer, bool]] = {}
+        self._in_flight: dict[int, _Pending] = {}
+        self._proven_size = 0  # of the largest request that was answered
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._broken: Optional[TeacherError] = None
@@ -123,10 +136,10 @@ class TeacherClient:
             self._in_flight.pop(correlation_id, None)
 
     def close(self, error: Optional[TeacherError] = None) -> None:
-        """End the connection; what is in flight is answered with ``error``."""
+        """End the connection; what is in flight is answered with ``error``, in this thread. Does
+        not wait for the receiving thread, which may be waiting for what its caller holds.
+        """
         self._break(error or TeacherConnectionLost(self.endpoint, "the connection was closed"))
-        if self._receiver is not threading.current_thread():
-            self._receiver.join()
 
     def __enter__(self) -> TeacherClient:
         return self
@@ -149,7 +162,7 @@ class TeacherClient:
             correlation_id = next(self._ids)
             broken = self._broken
             if broken is None:
-                self._in_flight[correlation_id] = (on_answer, raw)
+                self._in_flight[correlation_id] = _Pending(on_answer, raw, size_of(payload))
         if broken is not None:
             on_answer(broken)
             return correlation_id
@@ -164,7 +177,7 @@ class TeacherClient:
         except BlockingIOError as error:  # SO_SNDTIMEO has passed
             self._break(TeacherTimeout(self.endpoint, "it takes no more bytes"), error)
         except OSError as error:
-            self._break(TeacherConnectionLost(self.endpoint, f"sending failed: {error}"), error)
+            self._break(self._lost(f"sending failed: {error}"), error)
         return correlation_id
 
     def _receive_all(self) -> None:
@@ -174,9 +187,9 @@ class TeacherClient:
         except WireError as error:
             self._break(TeacherProtocolError(self.endpoint, str(error)), error)
         except EOFError as error:
-            self._break(TeacherConnectionLost(self.endpoint, str(error)), error)
+            self._break(self._lost(str(error)), error)
         except OSError as error:
-            self._break(TeacherConnectionLost(self.endpoint, f"receiving failed: {error}"), error)
+            self._break(self._lost(f"receiving failed: {error}"), error)
         except MemoryError as error:
             self._break(TeacherProtocolError(self.endpoint, "its answer exceeds memory"), error)
         finally:
@@ -190,25 +203,46 @@ class TeacherClient:
         if not isinstance(meta, frame.ResponseMeta):
             raise WireError("the teacher sent a request instead of an answer")
         with self._lock:
-            on_answer, raw = self._in_flight.pop(meta.correlation_id, (None, False))
-        if on_answer is None:  # forgotten or timed out
+            pending = self._in_flight.pop(meta.correlation_id, None)
+        if pending is None:  # forgotten or timed out
             return
+        self._proven_size = max(self._proven_size, pending.size)
         try:
-            answer = payload if raw and not meta.error_code else self._answer(meta, payload)
+            answer = self._answer(meta, payload, pending.raw)
         except WireError as error:
-            on_answer(TeacherProtocolError(self.endpoint, f"its answer is malformed: {error}"))
+            malformed = f"its answer is malformed: {error}"
+            pending.on_answer(TeacherProtocolError(self.endpoint, malformed))
             raise
-        on_answer(answer)  # type: ignore[arg-type]
+        pending.on_answer(answer)  # type: ignore[arg-type]
 
-    def _answer(self, meta: frame.ResponseMeta, payload: memoryview) -> Answer:
+    def _answer(
+        self, meta: frame.ResponseMeta, payload: memoryview, raw: bool
+    ) -> Union[Answer, memoryview]:
         if meta.error_code:
             return error_for(self.endpoint, meta.error_code, meta.error_text)
-        if meta.compress_type:
-            raise WireError(f"compression {meta.compress_type} was not asked for")
+        if meta.compress_type:  # as every Paddle Serving answers from 0.7 on, asked or not
+            kind = compression_of(meta.compress_type)
+            payload = decompress(payload, kind, self._max_answer_bytes)
+        if raw:
+            return payload
         response = decode_response(payload)
         if response.err_no:
             return error_for(self.endpoint, response.err_no, response.err_msg)
         return response.outputs
+
+    def _lost(self, reason: str) -> TeacherConnectionLost:
+        """The connection has ended without a word, which is also how servers refuse a request that
+        is too large for them.
+        """
+        with self._lock:
+            largest = max((pending.size for pending in self._in_flight.values()), default=0)
+        if largest >= _LARGE_REQUEST and largest > self._proven_size:
+            reason += (
+                f"; it was sent a request of {largest / 1e6:.1f} MB and may allow less "
+                "(max_body_size of brpc, and so of Paddle Serving, is 64 MB by default): set a "
+                "smaller teacher_batch_size, or a larger limit at the server"
+            )
+        return TeacherConnectionLost(self.endpoint, reason)
 
     def _break(self, error: TeacherError, cause: Optional[BaseException] = None) -> None:
         """Mark the connection as broken, wake whoever is blocked on it, answer everybody."""
@@ -221,8 +255,8 @@ class TeacherClient:
             self._socket.shutdown(socket.SHUT_RDWR)  # unlike close, wakes blocked threads
         except OSError:
             pass
-        for on_answer, _ in lost.values():
-            on_answer(self._broken)
+        for pending in lost.values():
+            pending.on_answer(self._broken)
 
 
 def wait_for_answer(
