@@ -1,7 +1,7 @@
 """Which task goes to which teacher, and when: the one state machine behind DistillReader.
 
 No threads, no sockets, no clock: every method is called with the time where it matters, changes the
-state, and returns. ``session`` drives it from the threads that do the I/O, under one lock.
+state, and returns. ``pool`` drives it from the threads that do the I/O, under one lock.
 
 The life of a batch::
 
@@ -176,7 +176,8 @@ class Dispatch(Generic[Payload]):
     def low(self) -> bool:
         """Whether the finished volume is under the lower threshold."""
         limits = self.limits
-        return self._ready_batches < limits.low_batches and self._ready_bytes < limits.low_bytes
+        few = self._ready_batches < min(limits.low_batches, limits.high_batches)
+        return few and self._ready_bytes < min(limits.low_bytes, limits.high_bytes)
 
     @property
     def high(self) -> bool:
@@ -207,7 +208,7 @@ class Dispatch(Generic[Payload]):
             if task is None:
                 continue
             if suspects and task_id == suspects[0]:
-                task.failures.append(reason)
+                task.losses.append(reason)
             self._retry(task)
 
     def retire(self, name: str, retiring: bool) -> None:
@@ -222,9 +223,12 @@ class Dispatch(Generic[Payload]):
         teacher = self.teachers.get(name)
         if teacher is None or not teacher.has_room(now):
             return None
-        task = self._hedge_for(teacher, now) or self._first_in_line_for(teacher)
+        task = self._hedge_for(teacher, now)
         if task is None:
-            return None
+            task = self._first_in_line_for(teacher)
+            if task is None:
+                return None
+            self._batches[task.batch].sent[task.id] = None
         teacher.in_flight[task.id] = now
         task.sent_to[name] = now
         self.counters.tasks_sent += 1
@@ -243,39 +247,42 @@ class Dispatch(Generic[Payload]):
             task = self._tasks[task_id]
             if only_head and task.batch != self._head:
                 return None
-            if teacher.name not in task.refusals:
+            if self._may_take(teacher, task):
                 del self._waiting[index]
                 return task
         return None
 
+    def _may_take(self, teacher: TeacherState, task: Task) -> bool:
+        """Not one that it has refused; one that it has failed at only if all others have too."""
+        if teacher.name in task.refusals:
+            return False
+        return teacher.name not in task.failures or task.failures.keys() >= self.teachers.keys()
+
     def _hedge_for(self, teacher: TeacherState, now: float) -> Optional[Task]:
         if now < self.next_hedge():
             return None
-        for task in self._blocking():
-            if teacher.name not in task.sent_to and teacher.name not in task.refusals:
-                task.hedged = True
+        for task_id in self._blocking():
+            task = self._tasks[task_id]
+            if teacher.name not in task.sent_to and self._may_take(teacher, task):
+                self._batches[task.batch].sent.pop(task_id)
                 self.counters.hedged += 1
                 return task
         return None
 
-    def _blocking(self) -> list[Task]:
-        """Tasks in flight, not hedged yet, without which the student cannot go on."""
+    def _blocking(self) -> Iterable[int]:
+        """Tasks in flight at one teacher, oldest first, without which the student cannot go on."""
         batch = self._batches.get(self._head)
-        if batch is None or batch.complete:
-            return []
-        ids = range(batch.first_task, batch.first_task + len(batch.parts))
-        tasks = (self._tasks.get(task_id) for task_id in ids)
-        return [task for task in tasks if task is not None and task.sent_to and not task.hedged]
+        return () if batch is None or batch.complete else batch.sent
 
     def next_hedge(self) -> float:
         """When the oldest blocking task may be sent to a second teacher (infinity: not at all)."""
         allowed = 2 + self.limits.hedge_share * self.counters.tasks_sent
         if len(self.teachers) < 2 or self.counters.hedged >= allowed or not self._usual_latency:
             return float("inf")
-        blocking = self._blocking()
-        if not blocking:
+        oldest = next(iter(self._blocking()), None)
+        if oldest is None:
             return float("inf")
-        since = min(min(task.sent_to.values()) for task in blocking)
+        since = min(self._tasks[oldest].sent_to.values())
         return since + max(self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency)
 
     def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> None:
@@ -285,15 +292,15 @@ class Dispatch(Generic[Payload]):
             task = self._tasks.get(task_id)
             rows = task.stop - task.start if task else 0
             self._learn(teacher, teacher.in_flight[task_id], rows, now)
-            teacher.failures_in_a_row = 0
+            teacher.failures_in_a_row, teacher.unavailable = 0, ""
             self._release(teacher, task_id)
         task = self._tasks.pop(task_id, None)
         if task is None:
             self.counters.duplicates += task_id >= self._cleared_below
             return
-        if task_id in self._waiting:  # lost with its teacher, whose answer had arrived after all
-            self._waiting.remove(task_id)
+        self._stop_waiting(task_id)  # lost with its teacher, whose answer had arrived after all
         batch = self._batches[task.batch]
+        batch.sent.pop(task_id, None)
         batch.parts[task.part] = outputs
         batch.missing -= 1
         batch.nbytes += nbytes
@@ -301,6 +308,11 @@ class Dispatch(Generic[Payload]):
         if not batch.missing and batch.error is None:
             self._ready_batches += 1
             self._ready_bytes += batch.nbytes
+
+    def _stop_waiting(self, task_id: int) -> None:
+        index = bisect.bisect_left(self._waiting, task_id)
+        if index < len(self._waiting) and self._waiting[index] == task_id:
+            del self._waiting[index]
 
     def refused(self, name: str, task_id: int, message: str, now: float) -> None:
         """A teacher says that the request itself is wrong. Two of them, or all there are, decide.
@@ -331,28 +343,39 @@ class Dispatch(Generic[Payload]):
             self._give_up(self._tasks[task_id], error)
 
     def failed(self, name: str, task_id: int, message: str, now: float) -> None:
-        """A teacher could not compute a task. It is tried again; a teacher that keeps failing is
-        given a pause.
+        """A teacher could not compute a task: another one tries, then all again. Whether the rows
+        or the teachers are at fault cannot be told (Paddle Serving says the same of both), so a few
+        answers of that kind decide. A teacher that keeps failing is given a pause.
         """
         task = self._unanswered(name, task_id, now)
         self._pause(name, now)
-        if task is not None:
-            task.failures.append(message)
+        if task is None:
+            return
+        task.failures.setdefault(name, []).append(message)
+        if sum(map(len, task.failures.values())) < self.limits.max_failures:
             self._retry(task)
+        else:
+            said = "; ".join(
+                f"{teacher}: {text}"
+                for teacher, texts in task.failures.items()
+                for text in dict.fromkeys(texts)
+            )
+            self._give_up(task, BatchRefused(f"{self._describe(task)} cannot be computed: {said}"))
 
     def _pause(self, name: str, now: float) -> None:
         """Leave a teacher alone, longer each time until it answers."""
         teacher = self.teachers.get(name)
         if teacher is not None:
             teacher.failures_in_a_row += 1
-            teacher.suspended_until = now + min(5.0, 0.05 * 2**teacher.failures_in_a_row)
+            teacher.suspended_until = now + min(1.0, 0.05 * 2 ** min(8, teacher.failures_in_a_row))
 
-    def unavailable(self, name: str, task_id: int, now: float) -> None:
+    def unavailable(self, name: str, task_id: int, message: str, now: float) -> None:
         """A teacher is busy or draining: the task goes elsewhere, and it is left alone a moment."""
         task = self._unanswered(name, task_id, now)
         teacher = self.teachers.get(name)
         if teacher is not None:
             teacher.suspended_until = now + 0.2
+            teacher.unavailable = message
         if task is not None:
             self._retry(task)
 
@@ -369,30 +392,31 @@ class Dispatch(Generic[Payload]):
         task = self._tasks.get(task_id)
         if task is not None:
             task.sent_to.pop(teacher.name, None)
+            if not task.sent_to:
+                self._batches[task.batch].sent.pop(task_id, None)
         return task
 
     def _retry(self, task: Task) -> None:
         """First in line again, unless it is in flight elsewhere or has used up its attempts."""
         if task.sent_to:
             return
-        if len(task.failures) >= self.limits.max_attempts:
-            said = "; ".join(dict.fromkeys(task.failures))
+        if len(task.losses) >= self.limits.max_attempts:
+            said = "; ".join(dict.fromkeys(task.losses))
             error = ReaderError(
-                f"{len(task.failures)} attempts at {self._describe(task)} failed: {said}"
+                f"{len(task.losses)} attempts at {self._describe(task)} failed: {said}"
             )
             self._give_up(task, error)
             return
         self.counters.resent += 1
-        task.hedged = False
         bisect.insort(self._waiting, task.id)
 
     def _give_up(self, task: Task, error: ReaderError) -> None:
         """The whole batch becomes an error, in its turn."""
         batch = self._batches[task.batch]
-        for task_id in [other.id for other in self._tasks.values() if other.batch == task.batch]:
-            del self._tasks[task_id]
-            if task_id in self._waiting:
-                self._waiting.remove(task_id)
+        for task_id in range(batch.first_task, batch.first_task + len(batch.parts)):
+            if self._tasks.pop(task_id, None) is not None:
+                self._stop_waiting(task_id)
+        batch.sent.clear()
         batch.error = error
         self._held_bytes -= batch.nbytes
         batch.nbytes = 0
@@ -454,6 +478,23 @@ class Dispatch(Generic[Payload]):
 
     # --- time -------------------------------------------------------------------------------
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """Nothing has run here for so many seconds until now (something kept the interpreter to
+        itself): answers may lie unread, so the time counts against nobody.
+        """
+        for teacher in self.teachers.values():
+            teacher.last_heard = min(now, teacher.last_heard + seconds)
+            for task_id, sent in teacher.in_flight.items():
+                teacher.in_flight[task_id] = min(now, sent + seconds)
+        for task in self._tasks.values():
+            for name, sent in task.sent_to.items():
+                task.sent_to[name] = min(now, sent + seconds)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a teacher is connected that does not say that it takes no work."""
+        return any(not teacher.unavailable for teacher in self.teachers.values())
+
     def overdue(self, now: float) -> dict[str, str]:
         """Teachers that have been silent for too long, and how long that was, in words.
 
@@ -500,6 +541,14 @@ class Dispatch(Generic[Payload]):
 
     def waits_for(self, now: float) -> str:
         """What keeps the student waiting, in words."""
+        why = [
+            f"{teacher.name} takes no work ({teacher.unavailable})"
+            for teacher in self.teachers.values()
+            if teacher.unavailable
+        ]
+        return "; ".join([self._waits_for(now), *why])
+
+    def _waits_for(self, now: float) -> str:
         if not self.teachers:
             return "no teacher is connected"
         batch = self._batches.get(self._head)

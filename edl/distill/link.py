@@ -1,21 +1,23 @@
-"""The connection to one teacher, and the threads that keep it busy.
+"""The connection to one teacher, and the thread that keeps it busy.
 
-A link connects, asks the teacher what it serves, and then sends it the tasks that the session gives
+A link connects, asks the teacher what it serves, and then sends it the tasks that the pool gives
 out, one frame after the other; the client's receiving thread hands the answers back. When the
-connection breaks, the link tries again for as long as the teacher is wanted.
+connection breaks, the link tries again, until it is stopped. It has no part in any decision: what
+happens it reports, and the pool keeps the record.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional, Protocol, Union
 
 import numpy as np
 
+from edl._threads import Loop
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.state import Task
 from edl.errors import (
@@ -34,134 +36,121 @@ logger = logging.getLogger(__name__)
 
 Answer = Union[dict[str, np.ndarray], TeacherError]
 
-_BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 5.0
+#: Seconds between attempts to connect: a server that is back is used within the longest of them.
+_BACKOFF_FIRST, _BACKOFF_MOST = 0.05, 0.5
 _UNFIT_BACKOFF = 5.0
 
 
+@dataclass(frozen=True)
+class Wants:
+    """What a reader asks of every teacher. ``fallback``: what to take those for that do not say
+    what they serve. ``token``: what they want to be shown.
+    """
+
+    ins: Sequence[Optional[str]]
+    predicts: Sequence[str]
+    fallback: Optional[Description] = None
+    token: str = ""
+
+
 class Desk(Protocol):
-    """What a link needs of the session: tasks to send, and somewhere to report."""
+    """What a link needs of the pool: tasks to send, and somewhere to report."""
 
-    def link_up(self, link: TeacherLink) -> None:
-        """The teacher is connected and its plan known."""
+    def entry(self, link: TeacherLink) -> str:
+        """What the registry says of the teacher now."""
 
-    def link_down(self, link: TeacherLink, client: Optional[Client], reason: str) -> None:
-        """``client``'s connection has ended, or none could be made."""
+    def link_up(self, link: TeacherLink, client: Client, plan: Plan, model: str) -> None:
+        """The teacher is connected and serves ``model``; ``plan`` is what to send it."""
+
+    def link_down(
+        self, link: TeacherLink, client: Optional[Client], reason: str, unfit: bool = False
+    ) -> None:
+        """``client``'s connection has ended, or none could be made; ``unfit``: the teacher works,
+        but does not fit the reader.
+        """
 
     def wait_for_task(self, link: TeacherLink, client: Client) -> Optional[tuple[Task, Columns]]:
         """The next task for this teacher; None when the connection is to be given up."""
 
-    def answered(self, link: TeacherLink, client: Client, task: Task, answer: Answer) -> None:
+    def answered(self, client: Client, task: Task, answer: Answer) -> None:
         """The teacher's answer to a task."""
 
-    def rejected(self, link: TeacherLink, task: Task, error: ReaderError) -> None:
+    def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """The task's rows cannot be sent at all."""
 
 
 class TeacherLink:
-    """One teacher of a reader. ``stop`` ends it; the session owns ``client`` and ``condition``.
-    ``registered``: what its entry in the registry says, read at every attempt to connect.
-    """
+    """One teacher of a reader, from ``start`` to ``stop``."""
 
-    def __init__(
-        self,
-        desk: Desk,
-        endpoint: str,
-        registered: str,
-        token: str,
-        ins: Sequence[Optional[str]],
-        predicts: Sequence[str],
-        fallback: Optional[Description],
-        lock: threading.Lock,
-    ) -> None:
+    def __init__(self, desk: Desk, endpoint: str, wants: Wants) -> None:
         self.endpoint = endpoint
-        self.condition = threading.Condition(lock)
-        self.client: Optional[Client] = None
-        self.plan: Optional[Plan] = None
-        self.problem = "not connected yet"
-        self.failing = False
-        self.unfit = False
-        self.retiring = False
         self._desk = desk
-        self.registered = registered
-        self._token = token
-        self._ins = ins
-        self._predicts = predicts
-        self._fallback = fallback
+        self._wants = wants
         self._connection: Optional[Client] = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"edl-send-{endpoint}", daemon=True)
+        self._backoff = _BACKOFF_FIRST
+        self._loop = Loop(f"edl-send-{endpoint}", self._connect_and_send, pause=0.0)
 
     def start(self) -> None:
-        """Begin to connect."""
-        self._thread.start()
+        """Begin to connect. Does nothing once it is stopped."""
+        self._loop.start()
 
     def stop(self) -> None:
-        """End the connection and the attempts at one. Does not wait for the thread."""
-        self._stopped.set()
+        """End the connection and the attempts at one. Waits for nothing."""
+        self._loop.stop()
         connection = self._connection
         if connection is not None:
             connection.close()
 
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread to end; whether it did."""
-        if self.alive and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-        return not self.alive
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread is still there."""
-        return self._thread.is_alive()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether ``stop`` was called."""
-        return self._stopped.is_set()
-
-    def _run(self) -> None:
-        backoff = _BACKOFF_FIRST
-        while not self.stopped:
-            started = time.monotonic()
-            try:
-                entry = Entry.from_json(self.registered)
-                with contextlib.closing(entry.connect(self.endpoint, self._token)) as client:
-                    self._connection = client
-                    if self.stopped:  # between the check above and here
-                        return
-                    self.plan = self._agree(client, entry)
-                    self.client, self.unfit = client, False
-                    self._desk.link_up(self)
-                    self._send_tasks(client, self.plan)
-                    self._desk.link_down(self, client, "the connection was given up")
-            except TeacherError as error:
-                self._desk.link_down(self, None, error.message)
-            except ConfigError as error:
-                self.unfit = True
-                self._desk.link_down(self, None, str(error))
-                backoff = _UNFIT_BACKOFF
-            if time.monotonic() - started > _BACKOFF_MOST:
-                backoff = _BACKOFF_FIRST
-            if self.retiring or self._stopped.wait(backoff):
-                return
-            backoff = min(_BACKOFF_MOST, 2 * backoff)
-
-    def _agree(self, client: Client, entry: Entry) -> Plan:
-        """What to send and to expect. Raises ConfigError if the teacher does not fit the reader."""
+    def _connect_and_send(self) -> None:
+        unfit, started = False, time.monotonic()
         try:
-            description = client.describe()
+            self._serve_once()
+        except TeacherError as error:
+            self._desk.link_down(self, None, error.message)
+        except ConfigError as error:
+            unfit = True
+            self._desk.link_down(self, None, str(error), unfit=True)
+        except Exception as error:
+            self._desk.link_down(self, None, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._connection = None
+            if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
+                self._backoff = _BACKOFF_FIRST
+            self._loop.stopped.wait(_UNFIT_BACKOFF if unfit else self._backoff)
+            self._backoff = min(_BACKOFF_MOST, 2 * self._backoff)
+
+    def _serve_once(self) -> None:
+        """One connection, to its end. Raises TeacherError, or ConfigError if the teacher does not
+        fit the reader.
+        """
+        entry = Entry.from_json(self._desk.entry(self))
+        client = entry.connect(self.endpoint, self._wants.token)
+        with contextlib.closing(client):
+            self._connection = client
+            if self._loop.stopped.is_set():  # between the loop's check and here
+                return
+            description = self._describe(client, entry)
+            plan = make_plan(self._wants.ins, self._wants.predicts, description)
+            self._desk.link_up(self, client, plan, description.fingerprint)
+            self._send_tasks(client, plan)
+            self._desk.link_down(self, client, "the connection was given up")
+
+    def _describe(self, client: Client, entry: Entry) -> Description:
+        try:
+            return client.describe()
         except AccessDenied as error:
             raise ConfigError(
                 f"{error.message}; give it to the reader as token=..., or in EDL_TOKEN"
             ) from error
         except RequestRefused as error:
-            known = entry.description or self._fallback
+            known = entry.description or self._wants.fallback
             if known is None:
                 raise ConfigError(
                     f"it does not say what it serves ({error.message}); give the reader its "
                     "serving_client_conf.prototxt with set_serving_conf_file"
                 ) from error
-            description = known
-        return make_plan(self._ins, self._predicts, description)
+            return known
 
     def _send_tasks(self, client: Client, plan: Plan) -> None:
         fetches = plan.fetch_names()
@@ -172,23 +161,23 @@ class TeacherLink:
             task, batch = work
             try:
                 feeds = plan.feed(batch, task.start, task.stop)
-                client.submit(feeds, fetches, _Reply(self._desk, self, client, task))
+                client.submit(feeds, fetches, _Reply(self._desk, client, task))
             except SourceError as error:
-                self._desk.rejected(self, task, error)
+                self._desk.rejected(client, task, error)
             except WireError as error:
-                self._desk.rejected(self, task, SourceError(str(error)))
+                self._desk.rejected(client, task, SourceError(str(error)))
             except Exception as error:  # whatever converting the user's data may raise
                 logger.exception("sending a task to %s failed", self.endpoint)
-                self._desk.rejected(self, task, SourceError(f"{type(error).__name__}: {error}"))
+                self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
 
 
 class _Reply:
     """Passes a task's answer on, together with the connection it came from."""
 
-    __slots__ = ("_client", "_desk", "_link", "_task")
+    __slots__ = ("_client", "_desk", "_task")
 
-    def __init__(self, desk: Desk, link: TeacherLink, client: Client, task: Task) -> None:
-        self._desk, self._link, self._client, self._task = desk, link, client, task
+    def __init__(self, desk: Desk, client: Client, task: Task) -> None:
+        self._desk, self._client, self._task = desk, client, task
 
     def __call__(self, answer: Answer) -> None:
-        self._desk.answered(self._link, self._client, self._task, answer)
+        self._desk.answered(self._client, self._task, answer)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from edl.distill.ahead import ReadAhead
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
-from edl.distill.session import Batch, Session, SessionConfig
-from edl.distill.source import (
-    Position,
-    from_dataset,
-    has_state,
-    is_map_style,
-    open_source,
-    worker_info,
+from edl.distill.link import Wants
+from edl.distill.pool import Batch, Pool, PoolConfig, Stream
+from edl.distill.progress import Progress, Start
+from edl.distill.settings import (
+    Model,
+    TeacherSpec,
+    check_count,
+    check_names,
+    fallback_description,
+    parse_models,
+    teachers_from_environment,
 )
-from edl.distill.state import Limits
-from edl.distill.teachers import Teachers, fixed_teachers, parse_teachers, service_teachers
+from edl.distill.source import Source
+from edl.distill.state import Limits, check_number
+from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
-from edl.errors import ConfigError, ReaderError, SourceError
-from edl.serving.wire.description import Description
+from edl.distill.workers import group_of, start_workers_anew, worker_info
+from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
     IterableDataset = object
@@ -33,23 +39,10 @@ else:
     except ImportError:
         IterableDataset = object
 
+logger = logging.getLogger(__name__)
+
 _SAMPLE, _SAMPLE_LIST, _BATCH = "sample", "sample list", "batch"
-
-#: Teachers of one model: endpoints (list or comma-separated) or ``etcd://host:port[,...]/service``.
-TeacherSpec = Union[str, Sequence[str]]
-
-
-@dataclass
-class _Model:
-    """One teacher model: where its teachers are, what is asked of them, what it is called."""
-
-    teachers: Optional[Teachers]
-    predicts: list[str]
-    name: str = ""
-
-    def column(self, predict: str) -> str:
-        """The name of a prediction in a batch."""
-        return f"{self.name}.{predict}" if self.name else predict
+_STATE_VERSION = 1
 
 
 class DistillReader(IterableDataset):
@@ -72,7 +65,9 @@ class DistillReader(IterableDataset):
     :meth:`close`, at garbage collection, or at interpreter exit. Use one iteration at a time.
 
     It is a ``paddle.io.IterableDataset`` too: ``DataLoader(reader, batch_size=None,
-    num_workers=n)`` gives the batches in the source's order; each worker reads its own share.
+    num_workers=n)`` gives the batches in the source's order. Workers share a list or a DataLoader
+    over a map-style dataset, whose order one of them draws for all; any other source is read by one
+    of them.
     """
 
     def __init__(
@@ -106,9 +101,10 @@ class DistillReader(IterableDataset):
         Raises ConfigError for what cannot work.
         """
         super().__init__()
-        self._ins = _check_names("ins", ins)
-        self._models = _models(predicts, teachers)
+        self._ins = check_names("ins", ins)
+        self._models = parse_models(predicts, teachers)
         self._limits = limits or Limits()
+        check_number("no_teacher_timeout", no_teacher_timeout)
         self._no_teacher_timeout = no_teacher_timeout
         self._token = token
         self._trace_path = trace
@@ -116,15 +112,10 @@ class DistillReader(IterableDataset):
         self._max_teachers: Optional[int] = None
         self._conf_file: Optional[str] = None
         self._batch_sampler = batch_sampler
-        self._source: Any = None
+        self._source: Optional[Source] = None
         self._form = ""
-        self._exhausted_source = False
+        self._progress = Progress()
         self._running: Optional[_Running] = None
-        self._finalizer: Optional[weakref.finalize] = None
-        self._epoch_number = 0
-        self._delivered = 0
-        self._position: Optional[Position] = None
-        self._resuming = False
         if source is not None:
             self.set_loader(source)
         if teacher_batch_size is not None:
@@ -139,15 +130,13 @@ class DistillReader(IterableDataset):
 
         Default: batches and sample lists whole, samples 32 at a time.
         """
-        if not isinstance(teacher_batch_size, int) or teacher_batch_size < 1:
-            raise ConfigError(f"teacher_batch_size must be at least 1, not {teacher_batch_size!r}")
+        check_count("teacher_batch_size", teacher_batch_size)
         self._change()._teacher_batch_size = teacher_batch_size
         return self
 
     def set_fixed_teacher(self, teachers: Union[str, Sequence[str]]) -> DistillReader:
         """Use these teachers: a list of ``host:port``, or a comma-separated string."""
         self._only_model().teachers = fixed_teachers(teachers)
-        self._max_teachers = None
         return self
 
     def set_dynamic_teacher(
@@ -165,10 +154,7 @@ class DistillReader(IterableDataset):
 
     def set_require_max_teacher(self, require_max_teacher: int) -> DistillReader:
         """At most so many teachers at a time. Without effect on fixed teachers."""
-        if not isinstance(require_max_teacher, int) or require_max_teacher < 1:
-            raise ConfigError(
-                f"require_max_teacher must be at least 1, not {require_max_teacher!r}"
-            )
+        check_count("require_max_teacher", require_max_teacher)
         self._change()._max_teachers = require_max_teacher
         return self
 
@@ -220,85 +206,66 @@ class DistillReader(IterableDataset):
 
     def __call__(self) -> Iterator[Any]:
         """One epoch: an iterator over the source's batches with their predictions."""
-        if self._source is None:
-            raise ConfigError(
-                "this reader has no source; call set_loader, set_batch_generator, "
-                "set_sample_list_generator or set_sample_generator first"
-            )
-        if not self._resuming and self._delivered:  # the last iteration was left early
-            self._next_epoch()
-        self._resuming = False
-        items = self._open_source()  # first, so that a DataLoader forks its workers before we
-        return self._epoch(self._run(), items)  # start threads
+        source = self._checked_source()
+        info = worker_info()
+        if info is not None:
+            return self._epoch_in_worker(source, info)
+        if self._running is not None:
+            self._running.settle()  # an iteration that was left may use the source still
+        start = self._progress.begin()
+        items = source.open(start, self._progress.trail)  # first, so that a DataLoader forks its
+        return self._epoch(self._run(), start, items)  # workers before we start threads
 
     def __iter__(self) -> Iterator[Any]:
         return self()
 
     def __len__(self) -> int:
         """Batches in an epoch, if the source says. Raises TypeError if it does not."""
-        if not hasattr(self._source, "__len__") or is_map_style(self._source):
-            raise TypeError(f"the source ({type(self._source).__name__}) has no length")
-        return len(self._source)
+        return len(self._checked_source())
 
-    def _open_source(self) -> Iterator[Any]:
-        """The rest of the source's epoch; in a DataLoader's worker, this worker's share of it."""
-        source, start, step = self._source, self._delivered, 1
-        worker = worker_info()
-        if worker is not None:
-            start, step = start + worker.id, worker.num_workers
-        if is_map_style(source):
-            source = from_dataset(source, self._batch_sampler)
-        if hasattr(source, "__next__"):
-            if self._exhausted_source:
-                raise SourceError(
-                    f"the source is an iterator ({type(source).__name__}), which can be read once; "
-                    "for more epochs pass what makes it, such as a function that returns it"
-                )
-            self._exhausted_source = True
-        if not has_state(source) or worker is not None:
-            return open_source(source, start, step)
-        state = self._position.state if self._position is not None else None
-        if state is not None:
-            source.load_state_dict(state)
-            start = 0
-        self._position = Position(source, state)
-        return self._position.track(open_source(source, start))
-
-    def _epoch(self, running: _Running, items: Iterator[Any]) -> Iterator[Any]:
-        if running.iterating:
-            raise ReaderError(
-                "this reader is being iterated already; finish or close that iteration first, or "
-                "make a second DistillReader"
+    def _checked_source(self) -> Source:
+        if self._source is None:
+            raise ConfigError(
+                "this reader has no source; call set_loader, set_batch_generator, "
+                "set_sample_list_generator or set_sample_generator first"
             )
-        running.iterating = True
-        batches = self._read(items)
-        for model, session in zip(self._models, running.sessions):
-            batches = _predict(session, batches, model)
+        return self._source
+
+    def _epoch(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
+        for value in self._values(running, start, items):
+            self._progress.deliver()
+            yield value
+            del value  # the student's memory is its own again
+        self._progress.finish()
+
+    def _epoch_in_worker(self, source: Source, info: Any) -> Iterator[Any]:
+        """Its part of an epoch, for a DataLoader's worker: begun when the first item is wanted."""
+        group = group_of(info)
+        start = self._progress.begin_in(group)
+        items = source.open_in_worker(start, group, self._progress)
+        yield from self._values(self._run(), start, items)
+        self._progress.finish_in(group)
+
+    def _values(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
+        """Items with their predictions. When it is closed early it only signals: that may happen
+        in the garbage collector, in any thread and at any moment.
+        """
+        batches = running.begin_iteration(self._read(items), start.models)
         try:
             for batch in batches:
                 value = batch.with_predictions()
                 if self._form == _SAMPLE:
-                    for sample in value:
-                        self._count_delivery()
-                        yield sample
+                    yield from value
                 else:
-                    self._count_delivery()
                     yield value
-                del batch, value  # the student's memory is its own again
-            self._next_epoch()
-        finally:
-            for session in running.sessions:  # the source's first: the others wait for it
-                session.end_epoch()
-            running.iterating = False
-
-    def _next_epoch(self) -> None:
-        self._epoch_number += 1
-        self._delivered, self._position = 0, None
-
-    def _count_delivery(self) -> None:
-        self._delivered += 1
-        if self._position is not None:
-            self._position.delivered()
+                del batch, value
+        except GeneratorExit:
+            running.leave_iteration()
+            raise
+        except BaseException:
+            running.end_iteration()
+            raise
+        running.end_iteration()
 
     def _read(self, items: Iterator[Any]) -> Iterator[Batch]:
         if self._form == _SAMPLE:
@@ -309,19 +276,38 @@ class DistillReader(IterableDataset):
 
     # --- state ------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(
+        self, *, epoch: Optional[int] = None, delivered: Optional[int] = None
+    ) -> dict[str, Any]:
         """Where the student is: epoch, and how much of it has been delivered. JSON-serialisable, if
         the source's own state is (it is included when the source has ``state_dict``).
 
-        Take it at any batch, in the loop or between epochs. It is about this process's iteration; a
-        DataLoader's workers have copies of the reader that it knows nothing of.
+        Take it at any batch, in the loop or between epochs. It names the source's length, batch
+        size and slots, and the models that have labelled the epoch, and is of use only where these
+        are the same. For a DataLoader that shuffles by numpy's global generator it holds the state
+        of that, from which the same order can be drawn again.
+
+        The workers of a DataLoader around this reader read ahead of the student, who then has to
+        say where it is: ``delivered`` batches into ``epoch``, those that were skipped included.
+        Raises ReaderError if it does not, ConfigError if it cannot be there.
         """
+        source, lists = self._source, None
+        if epoch is None and delivered is None:
+            start = self._progress.here()
+        else:
+            start, lists, drawn = self._progress.at(epoch or 0, delivered or 0)
         state: dict[str, Any] = {
-            **{"version": 1, "epoch": self._epoch_number},
-            "delivered": self._delivered,
+            **{"version": _STATE_VERSION, "epoch": start.epoch, "delivered": start.skip},
+            "fingerprint": self._fingerprint(),
         }
-        if self._position is not None and self._position.state is not None:
-            state["source"] = self._position.state
+        mark = start.mark
+        if source is not None and lists is not None:
+            mark = source.mark_at(lists, start.skip, drawn)
+        if source is not None and mark is not None:
+            state[source.marks] = mark
+        models = self._running.models() if self._running is not None else list(start.models)
+        if start.skip and any(models):
+            state["models"] = models
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -329,24 +315,42 @@ class DistillReader(IterableDataset):
 
         What is skipped is not sent to a teacher. A source with ``load_state_dict`` is asked to
         seek, a DataLoader with a batch sampler loads nothing that is skipped, anything else is read
-        through. The source must give the same order again (seed its shuffling by epoch).
-        Raises ConfigError if ``state`` is not one of a DistillReader.
+        through. The source must give the same order again (seed its shuffling by epoch); where it
+        can be seen that it does not, iterating raises SourceError. The rest of the epoch is
+        labelled by the model that has labelled its beginning.
+        Raises ConfigError if ``state`` is not one of a DistillReader, or one of another source.
         """
         try:
             version, epoch, delivered = (int(state[key]) for key in _STATE_KEYS)
-            valid = version == 1 and epoch >= 0 and delivered >= 0
-        except (KeyError, TypeError, ValueError):
+            valid = version == _STATE_VERSION and epoch >= 0 and delivered >= 0
+        except (KeyError, TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             raise ConfigError(f"not a state of a DistillReader: {state!r}")
-        self._epoch_number, self._delivered = epoch, delivered
-        self._position = Position(None, state["source"]) if "source" in state else None
-        self._resuming = True
+        self._check_fingerprint(state.get("fingerprint", {}))
+        mark = state.get("source", state.get("order"))
+        self._progress.load(Start(epoch, delivered, mark, tuple(state.get("models", ()))))
+
+    def _fingerprint(self) -> dict[str, Any]:
+        source = {} if self._source is None else self._source.fingerprint()
+        return {"ins": self._ins, "form": self._form, **source}
+
+    def _check_fingerprint(self, theirs: Mapping[str, Any]) -> None:
+        ours = self._fingerprint()
+        for name in theirs.keys() & ours.keys():
+            if None not in (theirs[name], ours[name]) and theirs[name] != ours[name]:
+                raise ConfigError(
+                    f"this state is of another source: its {name.replace('_', ' ')} is "
+                    f"{theirs[name]}, this reader's {ours[name]}"
+                )
 
     @property
     def epoch(self) -> int:
-        """The number of the epoch that is being read, or will be read next; the first one is 0."""
-        return self._epoch_number
+        """The number of the epoch that is being read, or will be read next; the first one is 0.
+        A DataLoader's workers read ahead: they may have ended an epoch a few batches before the
+        student.
+        """
+        return self._progress.epoch
 
     # --- sight ------------------------------------------------------------------------------
 
@@ -360,22 +364,24 @@ class DistillReader(IterableDataset):
         bytes and level; ``want``: rows per second that are asked of the teachers together, None
         for as many as can be had; ``latency``: median and
         p99 seconds; ``teachers``: for each connected one what it answered, its rows per second over
-        the last seconds, latency, and tasks in flight. With several models: a dict of such by name.
+        the last seconds, latency, and tasks in flight; ``unusable``: why others are not used;
+        ``models``: fingerprints of those that have been used, the current one last. With several
+        models: a dict of such by name.
         """
         if self._running is None:
             return {}
-        if not self._models[0].name:
-            return self._running.sessions[0].stats()
-        pairs = zip(self._models, self._running.sessions)
-        return {model.name: session.stats() for model, session in pairs}
+        stats = self._running.stats()
+        return stats if self._models[0].name else stats[""]
 
     # --- start and end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all threads and connections. The reader can be iterated again afterwards."""
-        finalizer, self._finalizer, self._running = self._finalizer, None, None
-        if finalizer is not None:
-            finalizer()
+        """End all threads and connections, within a second or so. The reader can be iterated again
+        afterwards.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
 
     def __enter__(self) -> DistillReader:
         return self
@@ -385,44 +391,37 @@ class DistillReader(IterableDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are spawned: the configuration without what runs here."""
-        return {**self.__dict__, "_running": None, "_finalizer": None}
+        return {**self.__dict__, "_running": None}
 
     def _run(self) -> _Running:
         """What runs in this process; started now if need be (also in a forked child)."""
-        if self._running is None or self._running.pid != os.getpid():
-            path = trace_path(self._trace_path)
-            trace = Trace(path) if path else None
-            sessions = [Session(self._session_config(model), trace) for model in self._models]
-            self._running = _Running(os.getpid(), sessions, trace)
-            self._finalizer = weakref.finalize(self, self._running.close)
-            for session in sessions:
-                session.start()
-        return self._running
+        running = self._running
+        if running is None or running.pid != os.getpid():
+            running = _Running(self._models, self._pool_configs(), trace_path(self._trace_path))
+            self._running = running
+            weakref.finalize(self, running.abandon).atexit = False
+        return running
 
-    def _session_config(self, model: _Model) -> SessionConfig:
-        teachers, max_teachers = model.teachers, self._max_teachers
-        if len(self._models) == 1:
-            teachers, max_teachers = _teachers_from_environment(teachers, max_teachers)
-        assert teachers is not None
-        return SessionConfig(
-            teachers=teachers,
-            ins=self._ins,
-            predicts=model.predicts,
-            task_rows=self._teacher_batch_size or 1 << 30,
-            max_teachers=max_teachers,
-            fallback=self._fallback_description(),
-            limits=self._limits,
-            no_teacher_timeout=self._no_teacher_timeout,
-            token=os.environ.get("EDL_TOKEN", "") if self._token is None else self._token,
-        )
-
-    def _fallback_description(self) -> Optional[Description]:
-        conf_file = self._conf_file or os.environ.get("PADDLE_DISTILL_CONF_FILE")
-        if conf_file is None:
-            return None
-        from edl.serving.model.prototxt import read_config
-
-        return read_config(Path(conf_file)).describe()
+    def _pool_configs(self) -> list[PoolConfig]:
+        token = os.environ.get("EDL_TOKEN", "") if self._token is None else self._token
+        fallback = fallback_description(self._conf_file)
+        configs = []
+        for model in self._models:
+            teachers, most = model.teachers, self._max_teachers
+            if not model.name:
+                teachers, most = teachers_from_environment(teachers, most)
+            assert teachers is not None
+            configs.append(
+                PoolConfig(
+                    teachers=teachers,
+                    wants=Wants(self._ins, model.predicts, fallback, token),
+                    task_rows=self._teacher_batch_size or 1 << 30,
+                    max_teachers=most if teachers.balanced else None,
+                    limits=self._limits,
+                    no_teacher_timeout=self._no_teacher_timeout,
+                )
+            )
+        return configs
 
     # --- helpers ----------------------------------------------------------------------------
 
@@ -431,7 +430,7 @@ class DistillReader(IterableDataset):
         self.close()
         return self
 
-    def _only_model(self) -> _Model:
+    def _only_model(self) -> Model:
         if self._models[0].name:
             raise ConfigError(
                 "this reader has several teacher models; pass their teachers to the constructor"
@@ -443,40 +442,103 @@ class DistillReader(IterableDataset):
             raise ConfigError(f"this reader already has a source (a {self._form} one)")
         if form != _BATCH and not callable(source):
             raise ConfigError(f"a {form} generator must be callable and return an iterable")
-        if is_map_style(source):
-            from_dataset(source, self._batch_sampler)  # refuses now what cannot work later
-        self._source, self._form = source, form
+        self._source, self._form = Source(source, self._batch_sampler), form
         return self
 
+
+if IterableDataset is not object:
+    start_workers_anew(DistillReader)
 
 _STATE_KEYS = ("version", "epoch", "delivered")
 
 
-@dataclass
 class _Running:
-    """Threads and files of a reader in one process. Holds no reference to the reader."""
+    """Pools, threads and files of a reader in one process. Holds no reference to the reader.
 
-    pid: int
-    sessions: list[Session]
-    trace: Optional[Trace]
-    iterating: bool = False
+    Raises from the constructor, with nothing left running, what starting a pool raises.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], configs: Sequence[PoolConfig], trace: Optional[Path]
+    ) -> None:
+        self.pid = os.getpid()
+        self._models = models
+        self._trace = Trace(trace) if trace else None
+        self._pools = [Pool(config, self._trace) for config in configs]
+        self._streams: list[Stream] = []
+        self._readers: list[ReadAhead] = []
+        # Runs at the end of DataLoader's workers too, which leave without atexit's functions.
+        self._at_exit = Finalize(None, self.close, exitpriority=10)
+        try:
+            for pool in self._pools:
+                pool.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin_iteration(self, batches: Iterator[Batch], keep_to: Sequence[str]) -> Iterator[Batch]:
+        """``batches`` with every model's predictions. The models are a chain: the first one's
+        finished batches are the second one's source. Raises ReaderError if one is going on.
+        """
+        self.settle()
+        for number, (model, pool) in enumerate(zip(self._models, self._pools)):
+            stream = pool.open(keep_to[number] if number < len(keep_to) else "")
+            self._streams.append(stream)
+            self._readers.append(ReadAhead(batches, stream, self._trace))
+            batches = _predicted(stream, model)
+        return batches
+
+    def settle(self) -> None:
+        """Wait until the iteration before has let go of its source. Raises ReaderError if it is
+        going on.
+        """
+        if self._streams and not self._streams[0].left:
+            raise ReaderError(
+                "this reader is being iterated already; finish or close that iteration first, or "
+                "make a second DistillReader"
+            )
+        self.end_iteration()
+
+    def leave_iteration(self) -> None:
+        """Signal that nothing more is taken. Takes no lock and waits for nothing."""
+        for stream in self._streams:
+            stream.leave()
+
+    def end_iteration(self) -> None:
+        """Leave the iteration, and wait until its source is left in peace."""
+        self.leave_iteration()
+        for reader in self._readers:  # the source's first: the others wait for it
+            reader.join()
+        self._streams, self._readers = [], []
+
+    def stats(self) -> dict[str, Any]:
+        """By model."""
+        return {model.name: pool.stats() for model, pool in zip(self._models, self._pools)}
+
+    def models(self) -> list[str]:
+        """The fingerprints in use; empty where none is yet."""
+        return [pool.model for pool in self._pools]
+
+    def abandon(self) -> None:
+        """The reader is gone. For its finalizer: takes no lock and waits for nothing."""
+        if self.pid == os.getpid():
+            self._pools[0].abandon(self.close)
 
     def close(self) -> None:
         """End everything, unless it belongs to the process that this one was forked from."""
         if self.pid != os.getpid():
             return
-        for session in self.sessions:
-            session.close()
-        if self.trace is not None:
-            self.trace.close()
+        self._at_exit.cancel()
+        self.leave_iteration()
+        for pool in self._pools:
+            pool.close()
+        if self._trace is not None:
+            self._trace.close()
 
 
-def _predict(session: Session, batches: Iterator[Batch], model: _Model) -> Iterator[Batch]:
-    """``batches`` with one model's predictions added to each. Several models are a chain of these:
-    the first one's finished batches are the second one's source.
-    """
-    session.begin_epoch(batches)
-    while (finished := session.take()) is not None:
+def _predicted(stream: Stream, model: Model) -> Iterator[Batch]:
+    """A stream's batches, each with one model's predictions added."""
+    while (finished := stream.take()) is not None:
         if finished.error is not None:
             raise finished.error
         batch = finished.payload
@@ -486,59 +548,3 @@ def _predict(session: Session, batches: Iterator[Batch], model: _Model) -> Itera
             batch.predictions[model.column(name)] = predictions[name]
         yield batch
         del finished, predictions, batch
-
-
-def _models(
-    predicts: Union[Sequence[str], Mapping[str, Sequence[str]]],
-    teachers: Union[TeacherSpec, Mapping[str, TeacherSpec], None],
-) -> list[_Model]:
-    if not isinstance(teachers, Mapping):
-        if isinstance(predicts, Mapping):
-            raise ConfigError("predicts is a mapping, so teachers must be one with the same names")
-        names = [str(name) for name in _check_names("predicts", predicts)]
-        return [_Model(None if teachers is None else parse_teachers(teachers), names)]
-    by_model = predicts if isinstance(predicts, Mapping) else dict.fromkeys(teachers, predicts)
-    if not teachers or by_model.keys() != teachers.keys():
-        raise ConfigError(
-            f"teachers are named {', '.join(teachers)}, predicts {', '.join(by_model)}"
-        )
-    return [
-        _Model(
-            parse_teachers(spec),
-            [str(item) for item in _check_names(f"predicts of {name}", by_model[name])],
-            str(name),
-        )
-        for name, spec in teachers.items()
-    ]
-
-
-def _check_names(what: str, names: Sequence[Optional[str]]) -> list[Optional[str]]:
-    if isinstance(names, str) or not all(name is None or isinstance(name, str) for name in names):
-        raise ConfigError(f"{what} must be a list of names, not {names!r}")
-    given = [name for name in names if name is not None]
-    if not given or len(set(given)) != len(given):
-        raise ConfigError(f"{what} must hold different names, at least one: {list(names)!r}")
-    return list(names)
-
-
-def _teachers_from_environment(
-    teachers: Optional[Teachers], max_teachers: Optional[int]
-) -> tuple[Teachers, Optional[int]]:
-    """The environment wins over what the program says, as in the original."""
-    servers = os.environ.get("PADDLE_DISTILL_BALANCE_SERVER")
-    if servers:
-        service = os.environ.get("PADDLE_DISTILL_SERVICE_NAME", "")
-        if not service:
-            raise ConfigError(
-                "PADDLE_DISTILL_BALANCE_SERVER is set, but PADDLE_DISTILL_SERVICE_NAME is not"
-            )
-        most = os.environ.get("PADDLE_DISTILL_MAX_TEACHER")
-        if most is not None and (not most.isdigit() or most == "0"):
-            raise ConfigError(f"PADDLE_DISTILL_MAX_TEACHER is {most!r}, not a positive number")
-        return service_teachers(servers, service), int(most) if most else max_teachers
-    if teachers is None:
-        raise ConfigError(
-            "this reader has no teachers; call set_fixed_teacher or set_dynamic_teacher, or set "
-            "PADDLE_DISTILL_BALANCE_SERVER and PADDLE_DISTILL_SERVICE_NAME"
-        )
-    return teachers, max_teachers

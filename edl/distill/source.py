@@ -1,50 +1,289 @@
-"""Opening a source at a position: every epoch, after a restart, and in DataLoader workers.
+"""What a reader reads: opened anew every epoch, from where the student is, here or in a
+DataLoader's workers.
 
-A source is read from item ``start`` in steps of ``step`` (a worker of several reads every
-``step``-th). Where that can be done without producing the items in between, it is: a source with a
-state of its own is asked to load it, and a ``paddle.io.DataLoader`` with a batch sampler is given
-one that leaves batches out before any sample is loaded. Anything else is read through.
+Where items in between can be left out without being produced, they are: a source with a state of
+its own is asked to load it, and a ``paddle.io.DataLoader`` with a batch sampler is given index
+lists from there on only. Anything else is read through.
+
+Workers share the items of a source that has them by position: a list, a ``DataLoader`` over a
+map-style dataset. Its order is drawn by one worker, for all. A source of any other kind has its
+order in its own hands, so one worker reads all of it.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import itertools
+import logging
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any, Optional
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Optional
 
+import numpy as np
+
+from edl.distill.progress import Progress, Start, Trail
+from edl.distill.workers import (
+    Group,
+    IndexLists,
+    pretend_to_be_the_only_worker,
+    turn_of,
+    worker_info,
+)
 from edl.errors import ConfigError, SourceError
 
+logger = logging.getLogger(__name__)
 
-def open_source(source: Any, start: int = 0, step: int = 1) -> Iterator[Any]:
-    """Items ``start``, ``start + step``, ... of a fresh pass over ``source``.
+#: How a source makes an item of what stands for it: an index list, a position.
+Produce = Callable[[Any], Any]
 
-    ``source``: an iterable, or something that returns one when it is called (a reader creator).
-    Raises SourceError if it is neither.
+
+class Source:
+    """A source of one reader, whatever it is made of: an iterable, something that returns one when
+    it is called (a reader creator), a DataLoader, a map-style dataset with a batch sampler.
+
+    Raises ConfigError for a map-style dataset without one.
     """
-    if not is_loader(source) and callable(source) and not hasattr(source, "__iter__"):
-        source = source()
-    if is_loader(source) and worker_info() is not None:
-        return _read_here(source, start, step)
-    if (start, step) != (0, 1) and is_loader(source) and _batch_sampler(source) is not None:
-        return iter(_loader_of_some(source, start, step))
-    try:
-        iterator = iter(source)
-    except TypeError:
-        raise SourceError(f"cannot iterate over a {type(source).__name__}") from None
-    return iterator if (start, step) == (0, 1) else itertools.islice(iterator, start, None, step)
 
+    def __init__(self, value: Any, batch_sampler: Any = None) -> None:
+        if is_map_style(value):
+            value = _loader_of(value, batch_sampler)
+        self.value = value
+        self._exhausted = False
+        self._sampler: Optional[_ResumableSampler] = None
+        self._loader = value
+        if batch_sampler_of(value) is not None:  # a loader of our own, kept with its workers
+            self._sampler = _ResumableSampler(batch_sampler_of(value))
+            self._loader = copy.copy(value)
+            self._loader.batch_sampler = self._sampler
+            self._loader._iterator = None
 
-def from_dataset(dataset: Any, batch_sampler: Any) -> Any:
-    """A map-style dataset as a loader. Raises ConfigError if nothing says what a batch is."""
-    if batch_sampler is None:
-        raise ConfigError(
-            f"{type(dataset).__name__} yields single samples by index: pass batch_sampler=..., or "
-            "wrap it in a paddle.io.DataLoader"
+    def __len__(self) -> int:
+        """Items in an epoch. Raises TypeError if that is not known."""
+        if not hasattr(self.value, "__len__"):
+            raise TypeError(f"the source ({type(self.value).__name__}) has no length")
+        try:
+            return len(self.value)
+        except (RuntimeError, ValueError) as error:  # Paddle's words for iterable datasets
+            raise TypeError(f"the source has no length: {error}") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a position in one source to mean anything in another."""
+        try:
+            length: Optional[int] = len(self)
+        except TypeError:
+            length = None
+        of = self._sampler or self.value
+        size = getattr(of, "batch_size", None)
+        return {"length": length, "batch_size": size if isinstance(size, int) else None}
+
+    @property
+    def marks(self) -> str:
+        """What its positions are called in a reader's state."""
+        return "source" if has_state(self.value) else "order"
+
+    # --- read here --------------------------------------------------------------------------
+
+    def open(self, start: Start, trail: Trail) -> Iterator[Any]:
+        """The items from ``start`` on, in this process. ``trail`` learns of each that is read.
+
+        Raises SourceError if it is not iterable, can be read once and has been, or gives another
+        order than before.
+        """
+        if hasattr(self.value, "__next__"):
+            if self._exhausted:
+                raise SourceError(
+                    f"the source is an iterator ({type(self.value).__name__}), which can be read "
+                    "once; for more epochs pass what makes it, such as a function that returns it"
+                )
+            self._exhausted = True
+        if self._sampler is not None:
+            self._sampler.begin(start, trail)
+            return iter(self._loader)
+        if has_state(self.value):
+            return self._open_with_state(start, trail)
+        return itertools.islice(_iterate(self.value), start.skip, None)
+
+    def _open_with_state(self, start: Start, trail: Trail) -> Iterator[Any]:
+        skip = start.skip
+        if start.mark is not None:
+            self.value.load_state_dict(start.mark)
+            skip = 0
+        for item in itertools.islice(_iterate(self.value), skip, None):
+            trail.read(copy.deepcopy(self.value.state_dict()))
+            yield item
+
+    def mark_at(self, lists: IndexLists, delivered: int, drawn: Any) -> Any:
+        """What ``open`` would say of the position behind so many index lists."""
+        if self._sampler is None:
+            return None
+        digest = _Digest()
+        for number in range(min(delivered, len(lists))):
+            digest.add(lists[number])
+        return {"digest": digest.hex, "numpy": drawn}
+
+    # --- read in a DataLoader's workers -----------------------------------------------------
+
+    def open_in_worker(self, start: Start, group: Group, progress: Progress) -> Iterator[Any]:
+        """A worker's part of the items from ``start`` on, of all that its ``group`` reads.
+
+        Call it when the DataLoader has asked for the first item. Raises SourceError like ``open``,
+        and for an iterator, whose copies would all yield the same.
+        """
+        if hasattr(self.value, "__next__"):
+            raise SourceError(
+                f"the source is an iterator ({type(self.value).__name__}): a DataLoader's workers "
+                "cannot share it; pass what makes it, such as a function that returns it, or "
+                "use num_workers=0"
+            )
+        turn = turn_of(worker_info())
+        if group.id != 0:
+            lists = progress.published(group, _waits_for_order)
+        else:
+            lists, drawn = self._draw(start) if turn is not None else (None, None)
+            progress.publish(group, lists, drawn)
+        if lists is None:
+            return self._open_alone(start, progress.trail) if group.id == 0 else iter(())
+        assert turn is not None
+        produce = self._produce()
+        numbers = (start.skip + position for position in turn.positions())
+        return (
+            produce(lists[number]) for number in itertools.takewhile(len(lists).__gt__, numbers)
         )
-    return sys.modules["paddle"].io.DataLoader(dataset, batch_sampler=batch_sampler)
+
+    def _draw(self, start: Start) -> tuple[Optional[IndexLists], Any]:
+        """The epoch's index lists, and what they were drawn from; None if there are none."""
+        try:
+            if self._sampler is None:
+                return IndexLists.single(len(self._items())), None
+            len(self._sampler)
+            return IndexLists.of(self._sampler.draw(start)), self._sampler.drawn
+        except TypeError:  # no positions, no length, or indices that are no numbers
+            return None, None
+
+    def _items(self) -> Any:
+        """What has the items by position. Raises TypeError if nothing does."""
+        if isinstance(self.value, Sequence):
+            return self.value
+        if is_loader(self.value) and is_map_style(self.value.dataset):
+            return self.value.dataset
+        raise TypeError("items have no positions")
+
+    def _produce(self) -> Produce:
+        if self._sampler is not None:
+            collate = self.value.collate_fn or _default_collate()
+            dataset = self.value.dataset
+            return lambda indices: collate([dataset[index] for index in indices])
+        items = self._items()
+        collate = None if items is self.value else self.value.collate_fn
+        return lambda one: collate(items[one[0]]) if collate else items[one[0]]
+
+    def _open_alone(self, start: Start, trail: Trail) -> Iterator[Any]:
+        """Everything, as if there were no workers: a dataset that shares itself between them must
+        not know that there are.
+        """
+        pretend_to_be_the_only_worker()
+        if is_loader(self.value):
+            return itertools.islice(_read_here(self.value), start.skip, None)
+        return self.open(start, trail)
+
+
+class _ResumableSampler:
+    """A batch sampler whose iteration can begin in the middle, and which knows its order.
+
+    ``drawn``: the state of numpy's generator from which the last order was drawn; None if that has
+    nothing to do with it.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.drawn: Any = None
+        self._inner = sampler
+        self._prepared: Iterator[Any] = iter(())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._prepared
+
+    def begin(self, start: Start, trail: Trail) -> None:
+        """Let the next iteration give the index lists from ``start`` on. ``trail`` learns of each.
+        Raises SourceError if those before are not what they were.
+        """
+        digest, lists = _Digest(), self._lists(start)
+        for indices in itertools.islice(lists, start.skip):
+            digest.add(indices)
+        self._check(start, digest)
+        self._prepared = self._track(lists, digest, trail)
+
+    def draw(self, start: Start) -> list[Any]:
+        """The whole order, from the first list on. Raises SourceError like ``begin``."""
+        digest, lists = _Digest(), list(self._lists(start))
+        for indices in lists[: start.skip]:
+            digest.add(indices)
+        self._check(start, digest)
+        return lists
+
+    def _lists(self, start: Start) -> Iterator[Any]:
+        """All index lists, drawn as they were when the state was taken."""
+        before = (start.mark or {}).get("numpy")
+        if before is None or not start.skip:
+            yield from self._lists_now()
+            return
+        self.drawn, now = before, numpy_state()
+        set_numpy_state(before)
+        try:
+            lists = list(self._inner)
+        finally:
+            set_numpy_state(now)
+        yield from lists
+
+    def _lists_now(self) -> Iterator[Any]:
+        self.drawn, before = None, numpy_state()
+        lists = iter(self._inner)
+        for number, indices in enumerate(lists):
+            if not number and numpy_state() != before:
+                self.drawn = before
+            yield indices
+
+    def _track(self, lists: Iterator[Any], digest: _Digest, trail: Trail) -> Iterator[Any]:
+        for indices in lists:
+            digest.add(indices)
+            trail.read({"digest": digest.hex, "numpy": self.drawn})
+            yield indices
+
+    def _check(self, start: Start, digest: _Digest) -> None:
+        expected = (start.mark or {}).get("digest")
+        if start.skip and expected is not None and digest.hex != expected:
+            raise SourceError(
+                "the source gives its batches in another order than when the state was taken, so "
+                f"the {start.skip} that were delivered cannot be told from the others: seed its "
+                "shuffling by the reader's epoch"
+            )
+
+
+class _Digest:
+    """Of the index lists so far: two orders that begin alike have the same one."""
+
+    def __init__(self) -> None:
+        self.hex = ""
+
+    def add(self, indices: Any) -> None:
+        """One more list."""
+        array = np.asarray(indices)
+        octets = (
+            array.astype("<i8").tobytes() if array.dtype.kind in "iu" else repr(indices).encode()
+        )
+        self.hex = hashlib.blake2b(self.hex.encode() + octets, digest_size=8).hexdigest()
+
+
+# --- kinds of sources ---------------------------------------------------------------------------
 
 
 def is_map_style(source: Any) -> bool:
@@ -61,56 +300,52 @@ def is_loader(source: Any) -> bool:
     return paddle is not None and isinstance(source, paddle.io.DataLoader)
 
 
-def worker_info() -> Any:
-    """Which worker of a DataLoader this process is (``id``, ``num_workers``), if it is one."""
-    paddle = sys.modules.get("paddle")
-    return None if paddle is None else paddle.io.get_worker_info()
-
-
 def has_state(source: Any) -> bool:
     """Whether ``source`` can save its position and return to it."""
     return hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
 
 
-class Position:
-    """Where the student is in a source that has a state of its own, although it is read ahead.
+def batch_sampler_of(source: Any) -> Any:
+    """A loader's sampler of index lists; None if it has none, or reads an iterable dataset."""
+    if not is_loader(source) or not is_map_style(source.dataset):
+        return None
+    return source.batch_sampler
 
-    The state is taken as each item is read; ``delivered`` makes the oldest one the current one.
+
+def _loader_of(dataset: Any, batch_sampler: Any) -> Any:
+    if batch_sampler is None:
+        raise ConfigError(
+            f"{type(dataset).__name__} yields single samples by index: pass batch_sampler=..., or "
+            "wrap it in a paddle.io.DataLoader"
+        )
+    return sys.modules["paddle"].io.DataLoader(dataset, batch_sampler=batch_sampler)
+
+
+def _iterate(source: Any) -> Iterator[Any]:
+    if callable(source) and not hasattr(source, "__iter__"):
+        source = source()
+    try:
+        return iter(source)
+    except TypeError:
+        raise SourceError(f"cannot iterate over a {type(source).__name__}") from None
+
+
+def _read_here(loader: Any) -> Iterator[Any]:
+    """A loader's batches, made in this process: its threads and queues do not work in a forked
+    worker. This is what a worker of that loader would do.
     """
-
-    def __init__(self, source: Any, state: Optional[Any]) -> None:
-        self.state = state
-        self._source = source
-        self._ahead: deque[Any] = deque()
-
-    def track(self, items: Iterable[Any]) -> Iterator[Any]:
-        """``items``, each remembered with the source's state behind it."""
-        for item in items:
-            self._ahead.append(copy.deepcopy(self._source.state_dict()))
-            yield item
-
-    def delivered(self) -> None:
-        """One more item has reached the student."""
-        self.state = self._ahead.popleft()
-
-
-def _read_here(loader: Any, start: int, step: int) -> Iterator[Any]:
-    """A loader's batches ``start``, ``start + step``, ..., made in this process: its threads and
-    queues do not work in a forked worker. This is what a worker of that loader would do.
-    """
-    io = sys.modules["paddle"].io.dataloader
     dataset, collate = loader.dataset, loader.collate_fn
-    sampler = _batch_sampler(loader)
+    sampler = batch_sampler_of(loader)
     if sampler is not None:
-        for indices in itertools.islice(sampler, start, None, step):
-            yield (collate or io.collate.default_collate_fn)([dataset[index] for index in indices])
-        return
-    if loader.batch_size is None:
-        items: Any = dataset if _is_iterable(dataset) else (dataset[i] for i in range(len(dataset)))
-        batches: Iterator[Any] = map(collate, items) if collate else iter(items)
+        for indices in sampler:
+            yield (collate or _default_collate())([dataset[index] for index in indices])
+    elif loader.batch_size is None:
+        items = (
+            (dataset[i] for i in range(len(dataset))) if is_map_style(dataset) else iter(dataset)
+        )
+        yield from map(collate, items) if collate else items
     else:
-        batches = map(collate or io.collate.default_collate_fn, _groups(dataset, loader))
-    yield from itertools.islice(batches, start, None, step)
+        yield from map(collate or _default_collate(), _groups(dataset, loader))
 
 
 def _groups(samples: Iterable[Any], loader: Any) -> Iterator[list[Any]]:
@@ -120,30 +355,33 @@ def _groups(samples: Iterable[Any], loader: Any) -> Iterator[list[Any]]:
             yield group
 
 
-class _SomeBatches:
-    """A batch sampler's batches ``start``, ``start + step``, ...: index lists only, no data."""
-
-    def __init__(self, sampler: Any, start: int, step: int) -> None:
-        self._sampler, self._start, self._step = sampler, start, step
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self._sampler), self._start, None, self._step)
-
-    def __len__(self) -> int:
-        return len(range(self._start, len(self._sampler), self._step))
+def _default_collate() -> Callable[[Any], Any]:
+    return sys.modules["paddle"].io.dataloader.collate.default_collate_fn
 
 
-def _batch_sampler(loader: Any) -> Any:
-    """The loader's sampler of index lists; None if it has none, or reads an iterable dataset."""
-    return None if _is_iterable(loader.dataset) else getattr(loader, "batch_sampler", None)
+def _waits_for_order(seconds: float) -> None:
+    logger.warning("waiting for another worker to draw the epoch's order for %.0f s", seconds)
 
 
-def _is_iterable(dataset: Any) -> bool:
-    return isinstance(dataset, sys.modules["paddle"].io.IterableDataset)
+# --- numpy's generator, in JSON -----------------------------------------------------------------
 
 
-def _loader_of_some(loader: Any, start: int, step: int) -> Any:
-    some = copy.copy(loader)
-    some.batch_sampler = _SomeBatches(loader.batch_sampler, start, step)
-    some._iterator = None  # of persistent workers, which belong to the original
-    return some
+def numpy_state() -> dict[str, Any]:
+    """The state of numpy's global generator, by which Paddle's samplers shuffle."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "kind": str(kind),
+        "keys": base64.b64encode(np.asarray(keys, "<u4").tobytes()).decode(),
+        "position": int(position),
+        "gauss": [int(has_gauss), float(cached)],
+    }
+
+
+def set_numpy_state(state: Mapping[str, Any]) -> None:
+    """The inverse. Raises ConfigError for something else."""
+    try:
+        keys = np.frombuffer(base64.b64decode(state["keys"], validate=True), "<u4")
+        has_gauss, cached = state["gauss"]
+        np.random.set_state((state["kind"], keys, state["position"], has_gauss, cached))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"not a state of numpy's generator: {error}") from error

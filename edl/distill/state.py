@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Optional, TypeVar
+
+from edl.errors import ConfigError
 
 #: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
 Payload = TypeVar("Payload")
@@ -16,16 +19,18 @@ RECENT = 128  # latencies that "usual" is computed from
 class Limits:
     """The thresholds. Volumes are of finished batches that the student has not taken yet.
 
-    ``low_*``, ``high_*``: the volume is low when it is under both low thresholds, high when it
-    reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per teacher.
-    ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been silent for ten
-    times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
+    ``low_*``, ``high_*``: the volume is low when it is under both low thresholds (and not high),
+    high when it reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per
+    teacher. ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been
+    silent for ten times what it usually takes, within these; no task waits longer than ``max_timeout`` for one
     teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
     latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
     duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were
-    lost or failed this often is given up. ``refusal_patience``: seconds that a task which every
-    connected teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches
-    held, those in flight included.
+    lost this often is given up; ``max_failures``: one that teachers answered with an error of
+    theirs this often, each asked again only when all have failed. ``refusal_patience``: seconds
+    that a task which every connected teacher refuses waits for a teacher of another opinion.
+    ``max_bytes``: of all batches held, those in flight included. Raises ConfigError for values
+    that cannot work.
     """
 
     low_batches: int = 4
@@ -40,8 +45,31 @@ class Limits:
     hedge_min: float = 0.05
     hedge_share: float = 0.05
     max_attempts: int = 10
-    refusal_patience: float = 5.0
+    max_failures: int = 3
+    refusal_patience: float = 1.5
     max_bytes: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            check_number(f"Limits.{item.name}", getattr(self, item.name))
+        for less, more in (
+            ("min_window", "max_window"),
+            ("min_timeout", "max_timeout"),
+        ):
+            if getattr(self, less) > getattr(self, more):
+                raise ConfigError(
+                    f"Limits.{less} ({getattr(self, less)}) is above {more} ({getattr(self, more)})"
+                )
+        for name in ("high_batches", "min_window", "max_attempts", "max_failures"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Limits.{name} must be at least 1")
+
+
+def check_number(name: str, value: Any, least: float = 0.0) -> None:
+    """Raises ConfigError unless ``value`` is a finite number of at least ``least``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:
+        raise ConfigError(f"{name} must be a number of at least {least:g}, not {value!r}")
 
 
 @dataclass
@@ -54,9 +82,9 @@ class Task:
     start: int
     stop: int
     sent_to: dict[str, float] = field(default_factory=dict)  # in flight at, since when
-    refusals: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    hedged: bool = False
+    refusals: dict[str, str] = field(default_factory=dict)  # by teacher, what it said
+    failures: dict[str, list[str]] = field(default_factory=dict)  # the same: errors of its own
+    losses: list[str] = field(default_factory=list)  # teachers that were lost while they had it
     refused_since: float = 0.0
 
 
@@ -80,6 +108,7 @@ class BatchState(Generic[Payload]):
     rows: int = 0
     parts: list[Any] = field(default_factory=list)
     missing: int = 0
+    sent: dict[int, None] = field(default_factory=dict)  # tasks in flight, once, oldest first
     error: Optional[BaseException] = None
 
     @property
@@ -110,6 +139,7 @@ class TeacherState:
     recent: deque[AnswerRecord] = field(default_factory=lambda: deque(maxlen=RECENT))
     failures_in_a_row: int = 0
     suspended_until: float = 0.0
+    unavailable: str = ""  # why it takes no work, in its own words, until it answers again
     retiring: bool = False
     answered: int = 0
     rows: int = 0

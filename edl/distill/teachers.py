@@ -1,11 +1,10 @@
-"""Where teachers are found, and which of them a reader uses."""
+"""Where teachers are found."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional, Protocol, Union
+from typing import Callable, Protocol, Union
 
 from edl._endpoints import parse_endpoint, parse_etcd_endpoints, split_endpoints
 from edl.discovery.records import StudentRecord
@@ -146,18 +145,10 @@ def parse_teachers(teachers: Union[str, Sequence[str]]) -> Teachers:
     return fixed_teachers(teachers)
 
 
-def choose(
-    found: Sequence[str], limit: Optional[int], reader: str, avoid: Sequence[str]
-) -> set[str]:
-    """At most ``limit`` teachers for a reader, different ones for different readers.
-
-    Rendezvous hashing: each reader ranks all teachers in an order of its own, so readers spread
-    over the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
-    moment) are taken only when there are not enough others.
-    """
-
-    def rank(endpoint: str) -> tuple[bool, bytes]:
-        digest = hashlib.blake2b(f"{reader} {endpoint}".encode(), digest_size=8).digest()
-        return endpoint in avoid, digest
-
-    return set(sorted(found, key=rank)[: len(found) if limit is None else limit])
+def declared_model(text: str) -> str:
+    """The fingerprint of the model in a registry entry; empty if it says nothing of that."""
+    try:
+        description = Entry.from_json(text).description
+    except ConfigError:
+        return ""
+    return description.fingerprint if description is not None else ""

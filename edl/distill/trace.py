@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 
 class Trace:
@@ -65,7 +65,7 @@ class Trace:
         self._first = False
 
 
-def trace_path(argument: Union[str, Path, None]) -> Union[str, Path, None]:
+def trace_path(argument: Union[str, Path, None]) -> Optional[Path]:
     """Where to write: the argument, else $EDL_DISTILL_TRACE; ``{pid}`` becomes the process id."""
     path = argument or os.environ.get("EDL_DISTILL_TRACE")
-    return str(path).replace("{pid}", str(os.getpid())) if path else None
+    return Path(str(path).replace("{pid}", str(os.getpid()))) if path else None

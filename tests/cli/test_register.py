@@ -148,7 +148,7 @@ def test_what_cannot_be_registered_is_refused(where, arguments, complaint):
 
 def test_a_registrar_imports_no_paddle(where):
     code = (
-        "import sys, edl.cli.register, edl.serving.health, edl.serving.entry, edl.discovery\n"
+        "import sys, edl.cli.register, edl.discovery, edl.serving.client.health\n"
         "assert 'paddle' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

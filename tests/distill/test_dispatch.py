@@ -165,7 +165,7 @@ def test_only_the_task_a_dead_teacher_was_working_on_is_suspected():
 
 
 def test_a_teacher_that_fails_is_given_longer_and_longer_pauses():
-    dispatch = dispatch_with("a")
+    dispatch = dispatch_with("a", max_failures=10)
     add(dispatch, "x")
     now, pauses = 0.0, []
     for _ in range(4):
@@ -180,7 +180,7 @@ def test_a_teacher_that_fails_is_given_longer_and_longer_pauses():
 def test_a_busy_teacher_is_no_attempt():
     dispatch = dispatch_with("a", max_attempts=1)
     add(dispatch, "x")
-    dispatch.unavailable("a", dispatch.next_task("a", 0.0).id, 0.0)
+    dispatch.unavailable("a", dispatch.next_task("a", 0.0).id, "busy", 0.0)
     assert dispatch.next_task("a", 1.0) is not None
 
 
@@ -374,6 +374,7 @@ class Chaos(RuleBasedStateMachine):
         min_timeout=1.0,
         max_timeout=8.0,
         max_attempts=10**6,
+        max_failures=10**6,
         max_bytes=10_000,
         hedge_min=0.01,
         hedge_share=1.0,
@@ -442,7 +443,7 @@ class Chaos(RuleBasedStateMachine):
     @rule(index=PICK)
     def teacher_is_busy(self, index):
         name, task = self.pick(index)
-        self.dispatch.unavailable(name, task.id, self.now)
+        self.dispatch.unavailable(name, task.id, "busy", self.now)
 
     @rule(seconds=st.floats(0.01, 5.0))
     def time_passes(self, seconds):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from edl.distill import DistillReader
 from edl.distill.batches import ArrayBatch
 from edl.distill.plan import make_plan
-from edl.distill.teachers import choose, fixed_teachers, service_teachers
+from edl.distill.roster import choose
+from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.errors import ConfigError, SourceError
 from edl.serving import Description, TensorSpec, serve
 

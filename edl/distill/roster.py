@@ -1,0 +1,240 @@
+"""Which teachers a student holds, leaves, avoids, and may send work to. Pure, like ``dispatch``.
+
+No threads, no sockets, no clock. What is there is told by ``found`` and ``assigned``, what happens
+to connections by ``connected`` and ``lost``; ``step`` returns the connections to open and to end.
+
+One epoch has one model, from the first task that is sent. Teachers of other models are held, but
+sent nothing (``left_out``). Before that, a model that no connected teacher serves gives way to the
+one that most of them do: that is how the first epoch gets its model, and how a reader goes over to
+another one between epochs, when all teachers have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Optional
+
+#: Seconds that a student waits for an assignment before it chooses teachers for itself.
+_PATIENCE_UNASSIGNED = 3.0
+
+#: Seconds that a teacher must fail before the balancer is told that this student cannot use it, as
+#: long as there is another one; a restart is over by then.
+_PATIENCE_FAILING = 1.5
+
+#: Seconds that the first teachers to connect wait for others, if more declare another model.
+_PATIENCE_MODEL = 1.0
+
+#: Teachers that are tried on at once although they fail, the last ones to have failed.
+_MOST_TRIED = 16
+
+
+@dataclass
+class Held:
+    """A teacher to which there is a connection, or an attempt at one."""
+
+    connected: bool = False
+    model: str = ""
+    problem: str = "not connected yet"
+    failing_since: Optional[float] = None
+    unfit: bool = False  # it works, but does not fit this reader
+    retiring: bool = False  # not wanted any more: it is left when it has answered
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Connections to open and to end, by endpoint."""
+
+    open: tuple[str, ...] = ()
+    end: tuple[str, ...] = ()
+
+
+@dataclass
+class Roster:
+    """The teachers of one reader.
+
+    ``reader``: the student's name, by which students choose different teachers. ``limit``: teachers
+    to use at most. ``balanced``: whether somebody assigns teachers.
+    """
+
+    reader: str
+    limit: Optional[int]
+    balanced: bool
+    held: dict[str, Held] = field(default_factory=dict)
+    resting: bool = False  # no epoch is read: teachers of a shared service are left to others
+    heard: bool = False
+    models: list[str] = field(default_factory=list)  # those used so far, the current one last
+    bound: bool = False  # tasks have been sent: the model stays for this epoch
+    _found: dict[str, str] = field(default_factory=dict)  # endpoint, and the model it declares
+    _assigned: frozenset[str] = frozenset()
+    _unassigned_since: Optional[float] = None
+    _undecided_since: Optional[float] = None
+
+    # --- what happens -----------------------------------------------------------------------
+
+    def found(self, models: Mapping[str, str]) -> None:
+        """The teachers that there are, with the fingerprints that they declare (empty: none)."""
+        self.heard = True
+        self._found = dict(models)
+
+    def assigned(self, teachers: Iterable[str]) -> None:
+        """The teachers that this student is to use."""
+        self._assigned = frozenset(teachers)
+
+    def connected(self, name: str, model: str, now: float) -> None:
+        """A teacher answers, and serves ``model``."""
+        teacher = self.held[name]
+        teacher.connected, teacher.model = True, model
+        teacher.problem, teacher.failing_since, teacher.unfit = "", None, False
+        self._decide_model(now)
+
+    def lost(self, name: str, problem: str, now: float, *, unfit: bool = False) -> None:
+        """A connection has ended, or could not be made. A retiring teacher is not held any more."""
+        teacher = self.held[name]
+        if teacher.retiring:
+            del self.held[name]
+            return
+        teacher.connected, teacher.problem, teacher.unfit = False, problem, unfit
+        if teacher.failing_since is None:
+            teacher.failing_since = now
+
+    def keep_to(self, model: str) -> None:
+        """The epoch was begun with ``model``, before this reader was started."""
+        if self.model != model:
+            self.models.append(model)
+        self.bound = True
+
+    # --- what follows -----------------------------------------------------------------------
+
+    def step(self, now: float) -> Changes:
+        """Hold the teachers that are to be used. Those that retire while they are connected stay
+        until they are lost; the others end at once.
+        """
+        self._decide_model(now)
+        wanted = self._wanted(now)
+        end = []
+        for name, teacher in list(self.held.items()):
+            teacher.retiring = name not in wanted
+            if teacher.retiring and not teacher.connected:
+                del self.held[name]
+                end.append(name)
+        new = sorted(wanted - self.held.keys())
+        self.held.update((name, Held()) for name in new)
+        return Changes(tuple(new), tuple(end))
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of this epoch's model; empty while that is not decided."""
+        return self.models[-1] if self.models else ""
+
+    @property
+    def admitted(self) -> set[str]:
+        """Teachers that tasks can be at: connected, with the model of this epoch."""
+        return {
+            name
+            for name, teacher in self.held.items()
+            if teacher.connected and self.model and teacher.model == self.model
+        }
+
+    @property
+    def known(self) -> set[str]:
+        """Teachers that may say something of a task sooner or later."""
+        return {name for name, teacher in self.held.items() if not teacher.retiring}
+
+    def avoided(self, now: float) -> tuple[str, ...]:
+        """Teachers that this student cannot use at the moment, for whoever assigns."""
+        patience = _PATIENCE_FAILING if self.admitted else 0.0
+        failing = {
+            name for name, teacher in self.held.items() if self._is_failing(teacher, now, patience)
+        }
+        return tuple(sorted(failing | self.left_out().keys()))
+
+    def left_out(self) -> dict[str, str]:
+        """Connected teachers that are not sent anything, and why."""
+        return {
+            name: f"it serves model {teacher.model}, this epoch has {self.model}"
+            for name, teacher in self.held.items()
+            if teacher.connected and self.model and teacher.model != self.model
+        }
+
+    def problems(self) -> dict[str, str]:
+        """Teachers that cannot be sent anything, and why."""
+        failing = {name: teacher.problem for name, teacher in self.held.items() if teacher.problem}
+        return {**failing, **self.left_out()}
+
+    def hopeless(self) -> bool:
+        """Whether no teacher that is there fits this reader."""
+        return bool(self.held) and all(teacher.unfit for teacher in self.held.values())
+
+    # --- decisions --------------------------------------------------------------------------
+
+    def _wanted(self, now: float) -> set[str]:
+        """The teachers to use: those assigned; without an assignment for long, some of the
+        student's own choice. Those that fail are tried on, to be used as soon as they are back.
+        """
+        if self.balanced and self.resting:
+            self._unassigned_since = None
+            return set()
+        trying = self._trying()
+        assigned = self._found.keys() & self._assigned
+        if assigned:
+            self._unassigned_since = None
+            return assigned | trying
+        if self.balanced:
+            if self._unassigned_since is None:
+                self._unassigned_since = now
+            if now - self._unassigned_since < _PATIENCE_UNASSIGNED:
+                return self._found.keys() & self.held.keys()
+        return choose(self._found, self.limit, self.reader, self.avoided(now)) | trying
+
+    def _trying(self) -> set[str]:
+        failing = [
+            (teacher.failing_since, name)
+            for name, teacher in self.held.items()
+            if name in self._found and teacher.failing_since is not None
+        ]
+        return {name for _, name in sorted(failing)[-_MOST_TRIED:]}
+
+    def _is_failing(self, teacher: Held, now: float, patience: float) -> bool:
+        if teacher.failing_since is None or teacher.unfit:  # that would be this student's mistake
+            return False
+        return now - teacher.failing_since >= patience
+
+    def _decide_model(self, now: float) -> None:
+        """Before anything is sent: a model that a connected teacher serves."""
+        models = Counter(teacher.model for teacher in self.held.values() if teacher.connected)
+        if self.bound or not models or self.model in models:
+            self._undecided_since = None
+            return
+        if self._undecided_since is None:
+            self._undecided_since = now
+        declared = Counter(model for model in self._found.values() if model)
+        usual = _most_common(declared) or _most_common(models)
+        if usual not in models and now - self._undecided_since >= _PATIENCE_MODEL:
+            usual = _most_common(models)
+        if usual in models:
+            self.models.append(usual)
+
+
+def choose(
+    found: Collection[str], limit: Optional[int], reader: str, avoid: Collection[str]
+) -> set[str]:
+    """At most ``limit`` teachers for a reader, different ones for different readers.
+
+    Rendezvous hashing: each reader ranks all teachers in an order of its own, so readers spread
+    over the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
+    moment) are taken only when there are not enough others.
+    """
+
+    def rank(endpoint: str) -> tuple[bool, bytes]:
+        digest = hashlib.blake2b(f"{reader} {endpoint}".encode(), digest_size=8).digest()
+        return endpoint in avoid, digest
+
+    return set(sorted(found, key=rank)[: len(found) if limit is None else limit])
+
+
+def _most_common(models: Counter[str]) -> str:
+    """The same for every student that sees the same models."""
+    return min(models, key=lambda model: (-models[model], model), default="")

@@ -1,0 +1,113 @@
+"""What a reader is told: names, teachers, models; by its arguments and by the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Union
+
+from edl.distill.teachers import Teachers, parse_teachers, service_teachers
+from edl.errors import ConfigError
+from edl.serving.wire.description import Description
+
+#: Teachers of one model: endpoints (list or comma-separated) or ``etcd://host:port[,...]/service``.
+TeacherSpec = Union[str, Sequence[str]]
+
+#: Where the original looks for what teachers serve.
+_DEFAULT_CONF = "serving_conf/serving_client_conf.prototxt"
+
+
+@dataclass
+class Model:
+    """One teacher model: where its teachers are, what is asked of them, what it is called."""
+
+    teachers: Optional[Teachers]
+    predicts: list[str]
+    name: str = ""
+
+    def column(self, predict: str) -> str:
+        """The name of a prediction in a batch."""
+        return f"{self.name}.{predict}" if self.name else predict
+
+
+def parse_models(
+    predicts: Union[Sequence[str], Mapping[str, Sequence[str]]],
+    teachers: Union[TeacherSpec, Mapping[str, TeacherSpec], None],
+) -> list[Model]:
+    """The teacher models of a reader's arguments. Raises ConfigError."""
+    if not isinstance(teachers, Mapping):
+        if isinstance(predicts, Mapping):
+            raise ConfigError("predicts is a mapping, so teachers must be one with the same names")
+        names = [str(name) for name in check_names("predicts", predicts)]
+        return [Model(None if teachers is None else parse_teachers(teachers), names)]
+    by_model = predicts if isinstance(predicts, Mapping) else dict.fromkeys(teachers, predicts)
+    if not teachers or by_model.keys() != teachers.keys():
+        raise ConfigError(
+            f"teachers are named {', '.join(teachers)}, predicts {', '.join(by_model)}"
+        )
+    return [
+        Model(
+            parse_teachers(spec),
+            [str(item) for item in check_names(f"predicts of {name}", by_model[name])],
+            str(name),
+        )
+        for name, spec in teachers.items()
+    ]
+
+
+def check_names(what: str, names: Sequence[Optional[str]]) -> list[Optional[str]]:
+    """``names``, if they are different names (or None), at least one. Raises ConfigError."""
+    if isinstance(names, str) or not all(name is None or isinstance(name, str) for name in names):
+        raise ConfigError(f"{what} must be a list of names, not {names!r}")
+    given = [name for name in names if name is not None]
+    if not given or len(set(given)) != len(given):
+        raise ConfigError(f"{what} must hold different names, at least one: {list(names)!r}")
+    return list(names)
+
+
+def check_count(what: str, value: int) -> int:
+    """``value``, if it is a positive whole number. Raises ConfigError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{what} must be at least 1, not {value!r}")
+    return value
+
+
+def teachers_from_environment(
+    teachers: Optional[Teachers], max_teachers: Optional[int]
+) -> tuple[Teachers, Optional[int]]:
+    """Teachers and their limit. The environment wins over what the program says, as in the
+    original. Raises ConfigError.
+    """
+    servers = os.environ.get("PADDLE_DISTILL_BALANCE_SERVER")
+    if servers:
+        service = os.environ.get("PADDLE_DISTILL_SERVICE_NAME", "")
+        if not service:
+            raise ConfigError(
+                "PADDLE_DISTILL_BALANCE_SERVER is set, but PADDLE_DISTILL_SERVICE_NAME is not"
+            )
+        most = os.environ.get("PADDLE_DISTILL_MAX_TEACHER")
+        if most is not None and (not most.isdigit() or most == "0"):
+            raise ConfigError(f"PADDLE_DISTILL_MAX_TEACHER is {most!r}, not a positive number")
+        return service_teachers(servers, service), int(most) if most else max_teachers
+    if teachers is None:
+        raise ConfigError(
+            "this reader has no teachers; call set_fixed_teacher or set_dynamic_teacher, or set "
+            "PADDLE_DISTILL_BALANCE_SERVER and PADDLE_DISTILL_SERVICE_NAME"
+        )
+    return teachers, max_teachers
+
+
+def fallback_description(conf_file: Optional[str]) -> Optional[Description]:
+    """What teachers serve that do not say it themselves: by ``conf_file``, by the environment, or
+    by the file where the original looks. Raises ModelError for a file that is none.
+    """
+    path = conf_file or os.environ.get("PADDLE_DISTILL_CONF_FILE")
+    if path is None and os.path.isfile(_DEFAULT_CONF):
+        path = _DEFAULT_CONF
+    if path is None:
+        return None
+    from edl.serving.model.prototxt import read_config
+
+    return read_config(Path(path)).describe()

@@ -1,0 +1,213 @@
+"""The reader inside a DataLoader with workers: exactly once, in the source's order, every epoch."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from edl.discovery import Registration
+from edl.discovery.registry import STUDENTS, list_prefix, service_prefix
+from edl.distill import DistillReader
+from edl.errors import ConfigError, ReaderError
+from tests.distill.test_sources import (
+    ALL,
+    COUNT,
+    ROWS,
+    Numbers,
+    Stream,
+    batch,
+    batches,
+    firsts,
+    make,
+)
+from tests.support.processes import eventually
+
+paddle = pytest.importorskip("paddle")
+
+
+def shuffled(**options):
+    return paddle.io.DataLoader(Numbers(), batch_size=ROWS, shuffle=True, **options)
+
+
+def around(reader, workers, **options):
+    return paddle.io.DataLoader(reader, batch_size=None, num_workers=workers, **options)
+
+
+def labels(outer):
+    """The rows' labels in the order in which they come out; every prediction is checked."""
+    seen = []
+    for slots in outer:
+        _, label, prob = (np.asarray(slot) for slot in slots)
+        assert (prob.reshape(-1, 2)[:, 0] == 3 * label.reshape(-1)).all()
+        seen += label.reshape(-1).tolist()
+    return seen
+
+
+EVERYTHING = list(range(COUNT * ROWS))
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_shuffled_source_comes_out_whole_in_every_epoch(sums_teacher, workers, persistent):
+    with make(sums_teacher, shuffled()) as reader:
+        outer = around(reader, workers, persistent_workers=persistent)
+        orders = []
+        for epoch in range(3):
+            assert reader.epoch == epoch
+            orders.append(labels(outer))
+        assert reader.epoch == 3
+        del outer
+    assert [sorted(order) for order in orders] == [EVERYTHING] * 3
+    assert orders[0] != orders[1] != orders[2], "each epoch is shuffled anew"
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+def test_the_order_is_the_sources_own(sums_teacher, persistent):
+    def source(dataset):
+        sampler = paddle.io.DistributedBatchSampler(dataset, ROWS, 1, 0, shuffle=True)
+        return paddle.io.DataLoader(dataset, batch_sampler=sampler)
+
+    plain = source(Numbers())
+    expected = [[label.tolist() for _, label in plain] for _ in range(3)]
+    with make(sums_teacher, source(Numbers())) as reader:
+        outer = around(reader, 3, persistent_workers=persistent)
+        for epoch in range(3):
+            reader._source.value.batch_sampler.set_epoch(epoch)
+            assert labels(outer) == list(itertools.chain(*expected[epoch]))
+        del outer
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: list(batches()),
+        lambda: batches,
+        Stream,
+        lambda: paddle.io.DataLoader(Stream(), batch_size=None),
+    ],
+    ids=["list", "creator", "iterable-dataset", "loader-of-iterable"],
+)
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+def test_any_source_comes_out_in_order(sums_teacher, source, persistent):
+    with make(sums_teacher, source()) as reader:
+        outer = around(reader, 2, persistent_workers=persistent)
+        for _ in range(3):
+            assert firsts(outer) == ALL
+        del outer
+
+
+def test_a_dataset_that_shares_itself_between_workers_comes_out_whole(sums_teacher):
+    class Shared(paddle.io.IterableDataset):
+        def __iter__(self):
+            info = paddle.io.get_worker_info()
+            start, step = (info.id, info.num_workers) if info else (0, 1)
+            return itertools.islice(batches(), start, None, step)
+
+    with make(sums_teacher, Shared()) as reader:
+        for _ in range(2):
+            assert firsts(around(reader, 2)) == ALL
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_batches_that_the_dataloader_collates_stay_in_order(sums_teacher, size):
+    with make(sums_teacher, list(batches())) as reader:
+        outer = paddle.io.DataLoader(reader, batch_size=size, num_workers=2)
+        assert labels(outer) == EVERYTHING
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_iterator_is_refused(sums_teacher):
+    """The worker's own words go to standard error; the DataLoader raises Paddle's."""
+    with make(sums_teacher, batches()) as reader, pytest.raises(SystemError):
+        firsts(around(reader, 1))
+
+
+# --- leaving and resuming -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+def test_an_epoch_that_is_left_early_is_followed_by_a_whole_one(sums_teacher, persistent):
+    with make(sums_teacher, shuffled()) as reader:
+        outer = around(reader, 2, persistent_workers=persistent)
+        for number, _ in enumerate(outer):
+            if number == 3:
+                break
+        assert sorted(labels(outer)) == EVERYTHING
+        assert reader.epoch == 2
+        del outer
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+def test_a_resumed_shuffled_epoch_gives_exactly_the_rest_and_the_next_one_is_whole(
+    sums_teacher, workers, persistent
+):
+    taken = 9
+    with make(sums_teacher, shuffled()) as reader:
+        first = []
+        for slots in itertools.islice(around(reader, workers), taken):
+            first += np.asarray(slots[1]).tolist()
+        state = reader.state_dict(epoch=0, delivered=taken)
+    with make(sums_teacher, shuffled()) as reader:
+        reader.load_state_dict(state)
+        outer = around(reader, workers, persistent_workers=persistent)
+        assert sorted(first + labels(outer)) == EVERYTHING
+        assert reader.epoch == 1
+        for _ in range(2):
+            assert sorted(labels(outer)) == EVERYTHING
+        del outer
+
+
+def test_an_epoch_goes_on_with_workers_where_it_was_left_without_and_back(sums_teacher):
+    with make(sums_teacher, shuffled()) as reader:
+        first = []
+        for slots in itertools.islice(reader, 5):
+            first += slots[1].tolist()
+        state = reader.state_dict()
+    with make(sums_teacher, shuffled()) as reader:
+        reader.load_state_dict(state)
+        for slots in itertools.islice(around(reader, 2), 5):
+            first += np.asarray(slots[1]).tolist()
+        state = reader.state_dict(epoch=0, delivered=10)
+    with make(sums_teacher, shuffled()) as reader:
+        reader.load_state_dict(state)
+        assert sorted(first + labels(reader)) == EVERYTHING
+
+
+def test_the_student_has_to_say_where_it_is_when_workers_read_for_it(sums_teacher):
+    with make(sums_teacher, list(batches())) as reader:
+        with pytest.raises(ConfigError, match="knows where it is"):
+            reader.state_dict(epoch=0, delivered=1)
+        for _ in itertools.islice(around(reader, 2), 3):
+            pass
+        with pytest.raises(ReaderError, match=r"state_dict\(epoch=..., delivered=...\)"):
+            reader.state_dict()
+        with pytest.raises(ConfigError, match="epoch 0 last"):
+            reader.state_dict(epoch=3, delivered=1)
+        assert reader.state_dict(epoch=0, delivered=3)["delivered"] == 3
+        reader.load_state_dict({"version": 1, "epoch": 5, "delivered": 2})
+        assert reader.state_dict()["epoch"] == 5
+
+
+# --- neighbours ---------------------------------------------------------------------------------
+
+
+def test_workers_leave_the_registry_when_they_leave(etcd_server, etcd, service, sums_teacher):
+    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
+    registration.start()
+    where = f"etcd://{etcd_server.endpoint}/{service}"
+    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
+        for _ in range(2):
+            assert firsts(around(reader, 2)) == ALL
+            eventually(
+                lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3
+            )
+    registration.stop()
+
+
+def test_two_dataloaders_around_two_readers_do_not_mix(sums_teacher):
+    with make(sums_teacher, list(batches())) as one, make(sums_teacher, shuffled()) as other:
+        for left, right in zip(around(one, 2), around(other, 2)):
+            assert np.asarray(left[1]).shape == np.asarray(right[1]).shape
+        assert (one.epoch, other.epoch) == (1, 1)
+        assert int(batch(3)[1][0]) == 3 * ROWS
