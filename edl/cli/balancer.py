@@ -9,7 +9,7 @@ import click
 from edl._process import stop_event
 
 if TYPE_CHECKING:
-    from edl.discovery.balancer import Summary
+    from edl.discovery.assignment import Summary
 
 
 @click.command()

@@ -39,17 +39,17 @@ def command(etcd: str, service: Optional[str], as_json: bool, watch: bool) -> No
 
 def read(client: Any, only: Optional[str] = None) -> dict[str, Any]:
     """Everything in the registry, by service. Raises EtcdUnavailable."""
-    from edl.discovery.records import parse_assignment
-    from edl.discovery.registry import (
+    from edl.discovery.keys import (
         ASSIGNMENTS,
         BALANCE,
         LEADER,
         NODES,
         ROOT,
         STUDENTS,
-        list_prefix,
         service_prefix,
     )
+    from edl.discovery.records import parse_assignment
+    from edl.discovery.watch import list_prefix
 
     prefix = service_prefix(only) if only else f"{ROOT}/"
     entries, _ = list_prefix(client, prefix)

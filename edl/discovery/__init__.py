@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edl.discovery.balancer import Balancer
     from edl.discovery.etcd import Etcd
-    from edl.discovery.membership import Members, Membership
     from edl.discovery.participation import Participation
     from edl.discovery.records import StudentRecord
-    from edl.discovery.registry import Registration, list_nodes
+    from edl.discovery.registration import Registration
+    from edl.discovery.watch import Members, Membership, list_nodes
 
 _MODULES = {
     "Balancer": "balancer",
     "Etcd": "etcd",
-    "Members": "membership",
-    "Membership": "membership",
+    "Members": "watch",
+    "Membership": "watch",
     "Participation": "participation",
-    "Registration": "registry",
+    "Registration": "registration",
     "StudentRecord": "records",
-    "list_nodes": "registry",
+    "list_nodes": "watch",
 }
 
 __all__ = [

@@ -15,9 +15,10 @@ from typing import Callable
 
 from edl.discovery.balancer import Balancer
 from edl.discovery.etcd import Etcd
-from edl.discovery.membership import Members, Watch
+from edl.discovery.keys import ASSIGNMENTS, STUDENTS, service_prefix
 from edl.discovery.records import StudentRecord, parse_assignment
-from edl.discovery.registry import ASSIGNMENTS, STUDENTS, Registration, service_prefix
+from edl.discovery.registration import Registration
+from edl.discovery.watch import Members, Watch
 from edl.errors import AlreadyRegistered, EtcdUnavailable
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,17 @@ import time
 import pytest
 import trustme
 
-from edl.discovery import Balancer, Etcd, Membership, Participation, StudentRecord, list_nodes
+from edl.discovery import (
+    Balancer,
+    Etcd,
+    Membership,
+    Participation,
+    Registration,
+    StudentRecord,
+    list_nodes,
+)
 from edl.discovery._etcd3 import etcd3
 from edl.discovery.etcd import Credentials
-from edl.discovery.registry import Registration
 from edl.errors import ConfigError, DiscoveryError
 from tests.support.etcd_cluster import Cluster, Member, answers, free_port
 from tests.support.processes import eventually, python_teacher

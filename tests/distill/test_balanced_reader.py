@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edl.discovery import Registration
-from edl.discovery.registry import LEADER, service_prefix
+from edl.discovery.keys import LEADER, service_prefix
 from edl.distill import DistillReader, Limits
 from tests.support.processes import eventually, python_teacher
 

@@ -13,9 +13,10 @@ import pytest
 from edl.discovery import Etcd
 from edl.discovery.balancer import LEADER_TTL
 from edl.discovery.embedded import EmbeddedEtcd
+from edl.discovery.keys import service_prefix
 from edl.discovery.participation import STUDENT_TTL
 from edl.discovery.records import parse_assignment
-from edl.discovery.registry import list_prefix, service_prefix
+from edl.discovery.watch import list_prefix
 from tests.support.processes import ROOT, eventually, python_teacher
 
 SERVICE = "cluster"

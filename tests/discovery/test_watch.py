@@ -4,7 +4,7 @@ import pytest
 
 from edl.discovery import Etcd, Membership
 from edl.discovery.embedded import EmbeddedEtcd
-from edl.discovery.registry import nodes_prefix
+from edl.discovery.keys import nodes_prefix
 from tests.support.processes import eventually
 
 

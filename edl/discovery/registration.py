@@ -1,17 +1,4 @@
-"""Who is alive: entries in etcd that live as long as the process that made them.
-
-====================================================  ==========================================
-``/service/<service>/nodes/<host:port>``              a teacher (the layout of the original
-                                                      ``paddle_edl``), with a lease
-``/service/<service>/students/<id>``                  a student: what it wants and measures, with
-                                                      a lease
-``/service/<service>/assignments/<id>``               the teachers that a student is to use
-``/service/<service>/leader``                         who assigns, with a lease
-``/service/<service>/balance``                        demand and supply, for people and autoscalers
-====================================================  ==========================================
-
-Values are one line of JSON each.
-"""
+"""An entry in etcd that lives as long as the process that made it, and is healthy."""
 
 from __future__ import annotations
 
@@ -21,44 +8,13 @@ import time
 from typing import Callable
 
 from edl.discovery.etcd import Etcd
+from edl.discovery.keys import NODES, service_prefix
 from edl.discovery.leased import LeasedKey
-from edl.errors import AlreadyRegistered, ConfigError, DiscoveryError, EtcdUnavailable
+from edl.errors import AlreadyRegistered, DiscoveryError, EtcdUnavailable
 
 logger = logging.getLogger(__name__)
 
-ROOT = "/service"
-
 _COMPLAIN_EVERY, _REMIND_EVERY = 5.0, 30.0
-
-
-NODES, STUDENTS, ASSIGNMENTS = "nodes/", "students/", "assignments/"
-LEADER, BALANCE = "leader", "balance"
-
-
-def service_prefix(service: str) -> str:
-    """Under which everything of a service is. Raises ConfigError for an impossible name."""
-    if not service or "/" in service or service != service.strip():
-        raise ConfigError(f"service name {service!r} must not be empty or contain '/' or blanks")
-    return f"{ROOT}/{service}/"
-
-
-def nodes_prefix(service: str) -> str:
-    """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
-    return service_prefix(service) + NODES
-
-
-def list_prefix(etcd: Etcd, prefix: str) -> tuple[dict[str, str], int]:
-    """What is under a prefix, rest of the key to value, and the revision it was read at."""
-    response = etcd.call(lambda client: client.get_prefix_response(prefix))
-    found = {
-        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
-    }
-    return found, response.header.revision
-
-
-def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
-    """The teachers of a service, endpoint to value, and the revision they were read at."""
-    return list_prefix(etcd, nodes_prefix(service))
 
 
 class Registration:

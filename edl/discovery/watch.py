@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 import grpc
 
 from edl.discovery.etcd import Etcd, describe
-from edl.discovery.registry import list_prefix, nodes_prefix
+from edl.discovery.keys import nodes_prefix
 from edl.errors import DiscoveryError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,20 @@ Members = dict[str, str]
 _DELETE = 1
 _RELIST_DELAY = 0.3
 _COMPLAIN_EVERY = 30.0
+
+
+def list_prefix(etcd: Etcd, prefix: str) -> tuple[dict[str, str], int]:
+    """What is under a prefix, rest of the key to value, and the revision it was read at."""
+    response = etcd.call(lambda client: client.get_prefix_response(prefix))
+    found = {
+        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
+    }
+    return found, response.header.revision
+
+
+def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
+    """The teachers of a service, endpoint to value, and the revision they were read at."""
+    return list_prefix(etcd, nodes_prefix(service))
 
 
 class Watch:

@@ -6,7 +6,7 @@ import pytest
 
 from edl.discovery import Etcd, Registration, list_nodes
 from edl.discovery.embedded import EmbeddedEtcd
-from edl.discovery.registry import nodes_prefix
+from edl.discovery.keys import nodes_prefix
 from edl.errors import AlreadyRegistered, ConfigError, EtcdUnavailable
 from tests.support.processes import eventually
 

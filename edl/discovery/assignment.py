@@ -1,0 +1,134 @@
+"""What follows from a service's entries: a pure function of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Optional
+
+from edl.discovery.balance import Assignment, Student, balance, rates
+from edl.discovery.keys import ASSIGNMENTS, NODES, STUDENTS
+from edl.discovery.records import StudentRecord, parse_assignment
+
+_RATE_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Demand and supply of a service. Rates in rows per second; ``demand`` counts students who
+    would use any number of teachers with what they get now, and ``unsatisfied`` says how many want
+    more than they get.
+    """
+
+    students: int = 0
+    teachers: int = 0
+    supply: float = 0.0
+    demand: float = 0.0
+    unsatisfied: int = 0
+    idle: int = 0
+    links: int = 0
+
+
+@dataclass
+class Plan:
+    """What follows from a service's entries: the assignment, and what it amounts to."""
+
+    assignment: Assignment
+    current: dict[str, frozenset[str]]
+    summary: Summary
+
+    def changed(self) -> dict[str, Optional[frozenset[str]]]:
+        """Assignments to write, None for those to delete."""
+        changed: dict[str, Optional[frozenset[str]]] = {
+            student: links
+            for student, links in self.assignment.items()
+            if self.current.get(student) != links
+        }
+        changed.update(dict.fromkeys(self.current.keys() - self.assignment.keys()))
+        return changed
+
+
+@dataclass
+class Rates:
+    """What teachers are taken to deliver. A measured rate replaces the one in use only when they
+    differ by more than a quarter, so that noise moves nobody.
+    """
+
+    in_use: dict[str, float] = field(default_factory=dict)
+
+    def update(self, measured: Mapping[str, Optional[float]]) -> dict[str, float]:
+        """Rates for the teachers that are there. Those of which nothing is known are taken to be
+        as fast as the others usually are.
+        """
+        known = [rate for rate in measured.values() if rate]
+        usual = statistics.median(known) if known else 1.0
+        before, self.in_use = self.in_use, {}
+        for teacher, rate in measured.items():
+            old = before.get(teacher)
+            new = rate or old or usual
+            news = old is None or abs(new - old) > _RATE_TOLERANCE * old
+            self.in_use[teacher] = new if news else before[teacher]
+        return self.in_use
+
+
+def plan(entries: Mapping[str, str], rates_in_use: Rates) -> Plan:
+    """What is to be assigned, given everything under a service's prefix."""
+    nodes = _under(entries, NODES)
+    records = {
+        name: StudentRecord.from_json(text) for name, text in _under(entries, STUDENTS).items()
+    }
+    current = {name: parse_assignment(text) for name, text in _under(entries, ASSIGNMENTS).items()}
+    seen: dict[str, float] = {}
+    for record in records.values():
+        for teacher, rate in record.rates.items():
+            seen[teacher] = max(rate, seen.get(teacher, 0.0))
+    measured = {
+        endpoint: _declared_rate(text) or seen.get(endpoint) for endpoint, text in nodes.items()
+    }
+    teachers = rates_in_use.update(measured)
+    students = {
+        name: Student(
+            record.max_teachers or 1 << 30,
+            math.inf if record.want is None else record.want,
+            frozenset(record.avoid),
+        )
+        for name, record in records.items()
+    }
+    assignment = balance(teachers, students, current)
+    return Plan(assignment, current, _summarise(teachers, students, assignment))
+
+
+def _under(entries: Mapping[str, str], kind: str) -> dict[str, str]:
+    return {key[len(kind) :]: value for key, value in entries.items() if key.startswith(kind)}
+
+
+def _declared_rate(text: str) -> Optional[float]:
+    """The rate that a teacher's entry gives, if it does."""
+    try:
+        rate = float(json.loads(text)["rate"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return rate if 0 < rate < math.inf else None
+
+
+def _summarise(
+    teachers: Mapping[str, float], students: Mapping[str, Student], assignment: Assignment
+) -> Summary:
+    got = rates(teachers, assignment)
+    used = {teacher for links in assignment.values() for teacher in links}
+    wants = {
+        name: student.want if student.want < math.inf else got[name]
+        for name, student in students.items()
+    }
+    return Summary(
+        students=len(students),
+        teachers=len(teachers),
+        supply=round(math.fsum(teachers.values()), 3),
+        demand=round(math.fsum(wants.values()), 3),
+        unsatisfied=sum(got[name] < student.want for name, student in students.items()),
+        idle=len(teachers.keys() - used),
+        links=sum(map(len, assignment.values())),
+    )

@@ -1,0 +1,34 @@
+"""What is where in the registry.
+
+====================================================  ==========================================
+``/service/<service>/nodes/<host:port>``              a teacher (the layout of the original
+                                                      ``paddle_edl``), with a lease
+``/service/<service>/students/<id>``                  a student: what it wants and measures, with
+                                                      a lease
+``/service/<service>/assignments/<id>``               the teachers that a student is to use
+``/service/<service>/leader``                         who assigns, with a lease
+``/service/<service>/balance``                        demand and supply, for people and autoscalers
+====================================================  ==========================================
+
+Values are one line of JSON each.
+"""
+
+from __future__ import annotations
+
+from edl.errors import ConfigError
+
+ROOT = "/service"
+NODES, STUDENTS, ASSIGNMENTS = "nodes/", "students/", "assignments/"
+LEADER, BALANCE = "leader", "balance"
+
+
+def service_prefix(service: str) -> str:
+    """Under which everything of a service is. Raises ConfigError for an impossible name."""
+    if not service or "/" in service or service != service.strip():
+        raise ConfigError(f"service name {service!r} must not be empty or contain '/' or blanks")
+    return f"{ROOT}/{service}/"
+
+
+def nodes_prefix(service: str) -> str:
+    """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
+    return service_prefix(service) + NODES
