@@ -29,7 +29,7 @@ from rich.table import Table
 from edl.discovery.balance import Assignment, Student, balance, rates
 
 SPEEDS = (10.0, 20.0, 50.0, 100.0)
-SIZES = ((10, 40), (100, 1000), (1000, 10_000), (1000, 500))
+SIZES = ((10, 40), (100, 1000), (1000, 10_000), (1000, 500), (4000, 4))
 
 Method = Callable[[Mapping[str, float], Mapping[str, Student], Assignment], Assignment]
 

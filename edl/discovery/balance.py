@@ -8,6 +8,11 @@ reach (it is the "Santa Claus" problem, Bansal and Sviridenko, STOC 2006); what 
 state that no single change improves, where students differ by more than ``MARGIN``, reached from
 the state so far by such changes. Starting from what is there, and tolerating small differences, is
 what keeps changes few and the result stable: balancing a balanced state changes nothing.
+
+One student more or less at a teacher concerns all who share it. Where they are a crowd it hardly
+matters to each of them: they are told only when it has come to something, so that a change costs
+the logarithm of the crowd and not the crowd; and such a teacher is for those who have no other,
+since a second small share could as well be a part of a larger first one.
 """
 
 from __future__ import annotations
@@ -27,13 +32,14 @@ MARGIN = 0.1
 #: How many of the richest students, and of the best teachers, are looked at for one change.
 _CANDIDATES = 16
 _MAX_ROUNDS = 50
+_CROWD = 50
 _ANY_GAIN = 1 + 1e-6  # beyond what floating point makes of equal numbers
 
 
 @dataclass(frozen=True)
 class Student:
-    """What a student asks for: at most so many teachers, so many rows per second, and none of those
-    that it cannot use (unless there are no others).
+    """What a student asks for: at most so many teachers, so many rows per second (0: no teacher at
+    all), and none of those that it cannot use (unless there are no others).
     """
 
     max_teachers: int = 1 << 30
@@ -49,8 +55,8 @@ def balance(
     """The assignment that follows ``current``, given who is there now.
 
     ``teachers``: each one's rate, rows per second, positive. ``current`` may name students and
-    teachers that are gone. Every student has a teacher if there is any. Takes O(n log n) for what
-    has to change.
+    teachers that are gone. Every student that wants something has a teacher if there is any. Takes
+    O(n log n) for ``n`` students, teachers and links.
     """
     state = _State(teachers, students, current)
     for _ in range(_MAX_ROUNDS):
@@ -90,7 +96,11 @@ class _Change:
 
 
 class _State:
-    """Links, and what they amount to; changed one link at a time."""
+    """Links, and what they amount to; changed one link at a time.
+
+    ``got``: what each student gets, within 1 / ``_CROWD``: the sum of its teachers' shares as they
+    were ``told``. ``among``: for each teacher, those of its students who have others too.
+    """
 
     def __init__(
         self,
@@ -102,24 +112,46 @@ class _State:
         self.students = students
         self.links: dict[str, set[str]] = {}
         self.holders: dict[str, set[str]] = {teacher: set() for teacher in teachers}
+        self.among: dict[str, set[str]] = {teacher: set() for teacher in teachers}
         self.got: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+        self._untold: set[str] = set()
         self._touched: set[str] = set()
         self.avoid: dict[str, frozenset[str]] = {}
         for student, asked in students.items():
             self.avoid[student] = frozenset() if asked.avoid >= teachers.keys() else asked.avoid
-            self.links[student] = {
+            links = self.links[student] = {
                 teacher
                 for teacher in current.get(student, ())
-                if teacher in teachers and teacher not in self.avoid[student]
+                if teacher in teachers and teacher not in self.avoid[student] and asked.want
             }
-            for teacher in self.links[student]:
+            for teacher in links:
                 self.holders[teacher].add(student)
+                if len(links) > 1:
+                    self.among[teacher].add(student)
+        self.tell_all()
+
+    def tell_all(self) -> None:
+        """Compute what everybody gets, exactly."""
+        self.told = {teacher: self.share(teacher) for teacher in self.teachers}
+        self._untold.clear()
         for student, links in self.links.items():
-            self.got[student] = math.fsum(self.share(teacher) for teacher in links)
+            self.got[student] = math.fsum(self.told[teacher] for teacher in links)
 
     def share(self, teacher: str, more: int = 0) -> float:
         """What each of a teacher's students gets of it, if it had ``more`` of them."""
         return self.teachers[teacher] / max(1, len(self.holders[teacher]) + more)
+
+    def is_crowded(self, teacher: str, more: int = 0) -> bool:
+        """Whether a teacher's students, if it had ``more`` of them, are a crowd."""
+        return len(self.holders[teacher]) + more > _CROWD
+
+    def exactly(self, student: str) -> float:
+        """What a student gets."""
+        got = self.got[student]
+        for teacher in self._untold & self.links[student] if self._untold else ():
+            got += self.share(teacher) - self.told[teacher]
+        return got
 
     def may_take(self, student: str, teacher: str) -> bool:
         """Whether a link between them is possible and not there yet."""
@@ -135,36 +167,57 @@ class _State:
 
     def link(self, student: str, teacher: str) -> None:
         """Add a link."""
-        self._change_holders(teacher, student, add=True)
+        links = self.links[student]
+        if len(links) == 1:
+            self.among[next(iter(links))].add(student)
+        if links:
+            self.among[teacher].add(student)
+        links.add(teacher)
+        self.holders[teacher].add(student)
+        self.got[student] += self.told[teacher]
+        self._touched.add(student)
+        self._tell(teacher)
 
     def unlink(self, student: str, teacher: str) -> None:
         """Remove a link."""
-        self._change_holders(teacher, student, add=False)
+        links = self.links[student]
+        links.remove(teacher)
+        self.holders[teacher].remove(student)
+        self.among[teacher].discard(student)
+        if len(links) == 1:
+            self.among[next(iter(links))].discard(student)
+        self.got[student] = self.got[student] - self.told[teacher] if links else 0.0
+        self._touched.add(student)
+        self._tell(teacher)
 
-    def _change_holders(self, teacher: str, student: str, add: bool) -> None:
-        holders = self.holders[teacher]
-        before = holders | {student}
-        if add:
-            holders.add(student)
-            self.links[student].add(teacher)
-        else:
-            holders.remove(student)
-            self.links[student].remove(teacher)
-        for other in before:
-            self.got[other] = math.fsum(self.share(item) for item in self.links[other])
-        self._touched |= before
+    def _tell(self, teacher: str) -> None:
+        """Let a teacher's students know what their share of it is now, if it matters to them."""
+        holders, share = self.holders[teacher], self.share(teacher)
+        news = share - self.told[teacher]
+        if self.is_crowded(teacher) and abs(news) < share / _CROWD:
+            self._untold.add(teacher)
+            return
+        self._untold.discard(teacher)
+        self.told[teacher] = share
+        for student in holders:
+            self.got[student] += news
+        self._touched |= holders
 
     # --- the three kinds of changes ---------------------------------------------------------
 
     def release_surplus(self) -> bool:
-        """Students over their limit, or with a teacher more than they want, let go of the least."""
+        """Students over their limit, or with a teacher more than they want, or one in a crowd
+        beside others, let go of the least.
+        """
         released = False
         for student, asked in self.students.items():
-            links = self.links[student]
+            links = [(self.share(teacher), teacher) for teacher in self.links[student]]
+            heapq.heapify(links)
             while len(links) > 1:
-                least = min(links, key=lambda teacher: (self.share(teacher), teacher))
-                left = self.got[student] - self.share(least)
-                if len(links) <= asked.max_teachers and left < asked.want * (1 + MARGIN):
+                share, least = heapq.heappop(links)
+                enough = self.exactly(student) - share >= asked.want * (1 + MARGIN)
+                over = len(self.links[student]) > asked.max_teachers
+                if not enough and not over and not self.is_crowded(least):
                     break
                 self.unlink(student, least)
                 released = True
@@ -200,6 +253,7 @@ class _State:
 
     def level(self) -> bool:
         """Improve the lot of the poorest, one change at a time, until none is worth it."""
+        self.tell_all()
         poor = [
             (self.got[student], student) for student in self.students if self.wants_more(student)
         ]
@@ -238,87 +292,85 @@ class _State:
         """The change that leaves the poorest of those it touches best off, if it is worth it. Links
         change hands or go for any gain, one more must be worth ``MARGIN``.
         """
-        got, changes = self.got[student], self._leaves(student)
+        got = self.exactly(student)
+        changes = self._leaves(student, got)
         worth = got * (1 + MARGIN)
         offers = [
             teacher
             for teacher in self._top(best, self._is_current)
             if self.may_take(student, teacher)
         ]
+        roomy = [teacher for teacher in offers if not self.is_crowded(teacher, 1)]
         if self.has_room(student):
-            moves = self._moves(student, rich)
+            moves = self._moves(student, got, rich)
             changes += [change for change in moves if change.value > got * _ANY_GAIN]
-            shares = self._shares(student, offers)
+            shares = self._shares(got, student, roomy if self.links[student] else offers)
             changes += [change for change in shares if change.value > worth]
         if self.links[student]:
             links = self.links[student]
             least = min(links, key=lambda teacher: (self.share(teacher), teacher))
-            switches = self._shares(student, offers, instead_of=least)
+            offers = roomy if len(links) > 1 else offers
+            switches = self._shares(got, student, offers, instead_of=least)
             changes += [change for change in switches if change.value > worth]
         return max(changes, key=_Change.order, default=None)
 
-    def _leaves(self, student: str) -> list[_Change]:
+    def _leaves(self, student: str, got: float) -> list[_Change]:
         """A richer student leaves a teacher that both use, and has others. Such a change is good if
         those who stay are better off and the leaver is no poorer than the poorest of them was.
         """
         changes = []
         for teacher in self.links[student]:
-            holders = self.holders[teacher]
-            leavers = [name for name in holders if len(self.links[name]) > 1 and name != student]
-            if not leavers:
-                continue
-            rich = max(leavers, key=lambda name: (self.got[name], name))
-            left = self.got[rich] - self.share(teacher)
-            if left * _ANY_GAIN < self.got[student] or not self._is_richer(rich, student):
+            leavers = [(self.exactly(name), name) for name in self.among[teacher]]
+            had, rich = max((pair for pair in leavers if pair[1] != student), default=(0.0, ""))
+            left = had - self.share(teacher)
+            if left * _ANY_GAIN < got or had <= got * (1 + MARGIN):
                 continue
             gain = self.share(teacher, -1) - self.share(teacher)
-            value = min(left, self.got[student] + gain)
-            poorest_before = [self.got[name] for name in holders if name != rich]
-            poorer = sum(got <= self.got[student] * _ANY_GAIN for got in poorest_before)
-            if value > self.got[student] * _ANY_GAIN or poorer > 1:
+            value = min(left, got + gain)
+            # Who has no other teacher gets the share that the student gets too, and no more.
+            poorer = len(self.holders[teacher]) - len(leavers)
+            poorer += sum(had <= got * _ANY_GAIN for had, name in leavers if name != rich)
+            if value > got * _ANY_GAIN or poorer > 1:
                 changes.append(_Change(value, remove=((rich, teacher),)))
         return changes
 
-    def _moves(self, student: str, rich: list) -> list[_Change]:
+    def _moves(self, student: str, got: float, rich: list) -> list[_Change]:
         """A teacher of a richer student, who has others."""
         changes = []
         for donor in self._top(rich, lambda entry: entry[0] == -self.got[entry[1]]):
-            if not self._is_richer(donor, student):
+            had = self.exactly(donor)
+            if had <= got * (1 + MARGIN):
                 break
             candidates = self.links[donor] - self.links[student] - self.avoid[student]
             if len(self.links[donor]) < 2 or not candidates:
                 continue
-            half = (self.got[donor] - self.got[student]) / 2
+            half = (had - got) / 2
             take = min(candidates, key=lambda item: (abs(self.share(item) - half), item))
-            share = self.share(take)
-            value = min(self.got[donor] - share, self.got[student] + share)
+            value = min(had - self.share(take), got + self.share(take))
             changes.append(_Change(value, ((donor, take),), ((student, take),)))
         return changes
 
     def _shares(
-        self, student: str, offers: list[str], instead_of: Optional[str] = None
+        self, got: float, student: str, offers: list[str], instead_of: Optional[str] = None
     ) -> list[_Change]:
         """A teacher together with those who use it already, perhaps in place of a lesser one."""
-        rest = self.got[student]
+        rest = got
         remove: tuple[Link, ...] = ()
         if instead_of is not None:
             rest, remove = rest - self.share(instead_of), ((student, instead_of),)
         changes = []
         for teacher in offers:
-            value = min(rest + self.share(teacher, 1), self._left(teacher, student))
+            value = min(rest + self.share(teacher, 1), self._left(teacher))
             changes.append(_Change(value, remove, ((student, teacher),)))
         return changes
 
-    def _is_richer(self, rich: str, poor: str) -> bool:
-        return self.got[rich] > self.got[poor] * (1 + MARGIN)
-
-    def _left(self, teacher: str, newcomer: str) -> float:
+    def _left(self, teacher: str) -> float:
         """What the poorest of a teacher's students would have if another one joined them."""
+        holders, among = self.holders[teacher], self.among[teacher]
+        if len(holders) > len(among):  # nobody has less of it than who has nothing else
+            return self.share(teacher, 1)
         loss = self.share(teacher) - self.share(teacher, 1)
-        return min(
-            (self.got[other] - loss for other in self.holders[teacher] if other != newcomer),
-            default=math.inf,
-        )
+        return min((self.exactly(other) - loss for other in among), default=math.inf)
 
     def _is_current(self, entry: tuple[float, str, int]) -> bool:
         return entry[2] == len(self.holders[entry[1]])

@@ -1,6 +1,7 @@
 """The balancer's properties, for any teachers, students and history."""
 
 import math
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ teachers = st.dictionaries(
 )
 avoided = st.frozensets(st.sampled_from(TEACHERS), max_size=4)
 limits = st.integers(1, 12) | st.just(1 << 30)
-wants = st.just(math.inf) | st.floats(1, 2000)
+wants = st.sampled_from([math.inf, 0.0]) | st.floats(1, 2000)
 students = st.dictionaries(st.sampled_from(STUDENTS), st.builds(Student, limits, wants, avoided))
 unlimited = st.dictionaries(st.sampled_from(STUDENTS), st.just(Student()))
 history = st.dictionaries(st.sampled_from(STUDENTS), st.frozensets(st.sampled_from(TEACHERS)))
@@ -52,10 +53,10 @@ def test_only_who_is_there_is_assigned_and_nobody_exceeds_its_limit(situation):
 
 
 @given(situations)
-def test_every_student_has_a_teacher_if_there_is_any(situation):
-    teachers, _, _ = situation
-    for links in balance(*situation).values():
-        assert bool(links) == bool(teachers)
+def test_every_student_that_wants_something_has_a_teacher_if_there_is_any(situation):
+    teachers, students, _ = situation
+    for student, links in balance(*situation).items():
+        assert bool(links) == bool(teachers and students[student].want)
 
 
 @given(situations)
@@ -189,3 +190,66 @@ def test_a_crowd_ends_up_close_to_the_best_that_is_possible(random):
     students = {f"s{i}": Student() for i in range(30)}
     got = rates(teachers, balance(teachers, students, {}))
     assert min(got.values()) >= 0.85 * sum(teachers.values()) / 30
+
+
+def test_a_student_that_wants_nothing_has_no_teacher_until_it_wants_some_again():
+    teachers = dict.fromkeys(TEACHERS[:4], 10.0)
+    students = {"a": Student(), "b": Student()}
+    both = balance(teachers, students, {})
+    paused = balance(teachers, {**students, "b": Student(want=0.0)}, both)
+    assert not paused["b"]
+    assert paused["a"] == teachers.keys()
+    again = balance(teachers, students, paused)
+    assert {name: len(links) for name, links in again.items()} == {"a": 2, "b": 2}
+
+
+# --- crowds: more students at a teacher than matter to each other ---------------------------------
+
+crowds = st.tuples(
+    st.lists(st.sampled_from([10.0, 20.0, 50.0, 100.0]), min_size=1, max_size=5),
+    st.integers(100, 400),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+
+
+@settings(max_examples=30)
+@given(crowds)
+def test_a_crowd_shares_few_teachers_fairly_whatever_it_had_before(crowd):
+    speeds, size, links, random = crowd
+    teachers = {f"t{i}": speed for i, speed in enumerate(speeds)}
+    students = {f"s{i}": Student() for i in range(size)}
+    before = {
+        student: random.sample(sorted(teachers), min(links, len(teachers))) for student in students
+    }
+    result = balance(teachers, students, before)
+    got = rates(teachers, result).values()
+    assert min(got) >= 0.8 * sum(speeds) / size
+    assert balance(teachers, students, result) == result
+
+
+@settings(max_examples=10)
+@given(crowds)
+def test_a_teacher_that_joins_a_crowd_takes_its_part_of_it_and_no_more(crowd):
+    speeds, size, _, _ = crowd
+    teachers = {f"t{i}": speed for i, speed in enumerate(speeds)}
+    students = {f"s{i}": Student() for i in range(size)}
+    before = balance(teachers, students, {})
+    teachers["new"] = 50.0
+    after = balance(teachers, students, before)
+    part = size * 50.0 / sum(teachers.values())
+    assert sum("new" in links for links in after.values()) <= 1.2 * part + 50
+    assert changes(before, after) <= 4 * part + 100
+
+
+def test_four_times_the_students_take_about_four_times_as_long():
+    def seconds(size):
+        teachers = {f"t{i}": 10.0 * (i + 1) for i in range(4)}
+        students = {f"s{i}": Student() for i in range(size)}
+        started = time.process_time()
+        state = balance(teachers, students, {})
+        balance({**teachers, "new": 50.0}, students, state)
+        return time.process_time() - started
+
+    seconds(100)
+    assert seconds(2000) < 10 * seconds(500), "quadratic would be sixteen"
