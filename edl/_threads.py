@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Callable
+from typing import Callable, Optional
 
 logger = logging.getLogger(__name__)
 
@@ -17,13 +17,21 @@ class Loop:
 
     What ``step`` raises is logged, the same words at most every half minute, and the loop goes on:
     one bad entry in a registry, or a bug, must not end what a program relies on. ``step`` may wait
-    on ``stopped``, which ``stop`` sets.
+    on ``stopped``, which ``stop`` sets. ``finish`` is called once, at the end, on that thread too:
+    what takes time there keeps nobody waiting who does not want to.
     """
 
-    def __init__(self, name: str, step: Callable[[], None], pause: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], None],
+        pause: float,
+        finish: Optional[Callable[[], None]] = None,
+    ) -> None:
         self.stopped = threading.Event()
         self._step = step
         self._pause = pause
+        self._finish = finish
         self._said: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -48,11 +56,16 @@ class Loop:
 
     def _run(self) -> None:
         while not self.stopped.is_set():
-            try:
-                self._step()
-            except Exception as error:
-                self._complain(error)
+            self._try(self._step)
             self.stopped.wait(self._pause)
+        if self._finish is not None:
+            self._try(self._finish)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._complain(error)
 
     def _complain(self, error: Exception) -> None:
         said = f"{type(error).__name__}: {error}"

@@ -1,14 +1,16 @@
-"""``edl ls``: what is in the registry."""
+"""``edl ls``: what is in the registry, whoever wrote it."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import click
 
 _REDRAW_EVERY = 1.0
+_LONGEST = 1000
 
 
 @click.command()
@@ -31,7 +33,7 @@ def command(etcd: str, service: Optional[str], as_json: bool, watch: bool) -> No
             else:
                 from rich.console import Console
 
-                Console().print(_tables(services))
+                Console().print(tables(services))
             if not watch:
                 return
             time.sleep(_REDRAW_EVERY)
@@ -39,66 +41,68 @@ def command(etcd: str, service: Optional[str], as_json: bool, watch: bool) -> No
 
 def read(client: Any, only: Optional[str] = None) -> dict[str, Any]:
     """Everything in the registry, by service. Raises EtcdUnavailable."""
-    from edl.discovery.keys import (
-        ASSIGNMENTS,
-        BALANCE,
-        LEADER,
-        NODES,
-        ROOT,
-        STUDENTS,
-        service_prefix,
-    )
-    from edl.discovery.records import parse_assignment
+    from edl.discovery.keys import ROOT, service_prefix
     from edl.discovery.watch import list_prefix
 
     prefix = service_prefix(only) if only else f"{ROOT}/"
     entries, _ = list_prefix(client, prefix)
-    services: dict[str, Any] = {}
+    services: dict[str, dict[str, str]] = {}
     for key, text in sorted(entries.items()):
-        name, rest = (only, key) if only else key.split("/", 1)
-        one = services.setdefault(
-            name, {"teachers": {}, "students": {}, "leader": None, "balance": {}}
-        )
-        if rest.startswith(NODES):
-            one["teachers"][rest[len(NODES) :]] = _json(text)
-        elif rest.startswith(STUDENTS):
-            one["students"].setdefault(rest[len(STUDENTS) :], {}).update(_json(text))
-        elif rest.startswith(ASSIGNMENTS):
-            student = one["students"].setdefault(rest[len(ASSIGNMENTS) :], {})
-            student["teachers"] = sorted(parse_assignment(text))
-        elif rest == LEADER:
-            one["leader"] = text
-        elif rest == BALANCE:
-            one["balance"] = _json(text)
-    for one in services.values():  # what is assigned to who has left says nothing
-        one["students"] = {
-            student: record for student, record in one["students"].items() if "since" in record
+        name, _, rest = (only, "/", key) if only else key.partition("/")
+        services.setdefault(name, {})[rest] = text
+    return {name: describe(entries) for name, entries in services.items()}
+
+
+def describe(entries: Mapping[str, str]) -> dict[str, Any]:
+    """A service's entries, whatever is in them, as plain values for JSON."""
+    from edl.discovery.keys import ASSIGNMENTS, BALANCE, LEADER, NODES, RATES, STUDENTS, under
+    from edl.discovery.records import parse_assignment, parse_rate, read_object
+
+    teachers = {endpoint: _object(text) for endpoint, text in under(entries, NODES).items()}
+    for endpoint, text in under(entries, RATES).items():
+        rate = parse_rate(text)
+        if endpoint in teachers and rate is not None:
+            teachers[endpoint]["rate"] = rate
+    assigned = under(entries, ASSIGNMENTS)
+    students = {
+        student: {
+            **read_object(text),
+            "teachers": sorted(parse_assignment(assigned.get(student, ""))),
         }
-    return services
+        for student, text in under(entries, STUDENTS).items()
+    }
+    balance = read_object(entries.get(BALANCE, ""))
+    return {
+        "teachers": teachers,
+        "students": students,
+        "leader": entries.get(LEADER),
+        "balance": balance,
+    }
 
 
-def _json(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any]:
     """An entry's value; free text, as the original wrote, under "info"."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {"info": text}
-    return value if isinstance(value, dict) else {"info": text}
+    from edl.discovery.records import read_object
+
+    return read_object(text) or (
+        {"info": text[:_LONGEST]} if text.strip() not in ("", "{}") else {}
+    )
 
 
 def _watch(client: Any, service: Optional[str]) -> None:
     from rich.live import Live
 
     try:
-        with Live(_tables(read(client, service)), refresh_per_second=4, screen=True) as live:
+        with Live(tables(read(client, service)), refresh_per_second=4, screen=True) as live:
             while True:
                 time.sleep(_REDRAW_EVERY)
-                live.update(_tables(read(client, service)))
+                live.update(tables(read(client, service)))
     except KeyboardInterrupt:
         pass
 
 
-def _tables(services: dict[str, Any]) -> Any:
+def tables(services: dict[str, Any]) -> Any:
+    """What ``read`` returns, for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -113,33 +117,35 @@ def _tables(services: dict[str, Any]) -> Any:
 def _headline(name: str, one: dict[str, Any]) -> Any:
     from rich.text import Text
 
-    balance = one["balance"]
     line = f"{name}: {len(one['teachers'])} teachers, {len(one['students'])} students"
-    if balance and one["leader"]:  # otherwise it is of the past
-        line += (
-            f"; demand {balance['demand']:,.0f} and supply {balance['supply']:,.0f} rows/s"
-            f", {balance['unsatisfied']} want more, {balance['idle']} teachers idle"
+    if one["balance"] and one["leader"]:  # otherwise it is of the past
+        demand, supply, unsatisfied, idle = (
+            _number(one["balance"].get(name)) or "?"
+            for name in ("demand", "supply", "unsatisfied", "idle")
         )
+        line += f"; demand {demand} and supply {supply} rows/s"
+        line += f", {unsatisfied} want more, {idle} teachers idle"
     if not one["leader"]:
         line += "; nobody balances"
-    return Text(line, style="bold")
+    return Text(_plain(line), style="bold")
 
 
 def _teachers(one: dict[str, Any]) -> Any:
     users: dict[str, int] = {}
     for student in one["students"].values():
-        for teacher in student.get("teachers", ()):
+        for teacher in student["teachers"]:
             users[teacher] = users.get(teacher, 0) + 1
     table = _table("teacher", "protocol", "device", "age", "rows/s", "students", "host")
     for endpoint, entry in one["teachers"].items():
-        table.add_row(
+        _add_row(
+            table,
             endpoint,
-            str(entry.get("protocol", entry.get("info", ""))),
-            str(entry.get("device", "")),
-            _age(entry["since"]) if "since" in entry else "",
-            f"{entry['rate']:,.0f}" if "rate" in entry else "",
-            str(users.get(endpoint, 0)),
-            str(entry.get("hostname", "")),
+            entry.get("protocol", entry.get("info", "")),
+            entry.get("device", ""),
+            _age(entry.get("since")),
+            _number(entry.get("rate")),
+            users.get(endpoint, 0),
+            entry.get("hostname", ""),
         )
     return table
 
@@ -147,15 +153,15 @@ def _teachers(one: dict[str, Any]) -> Any:
 def _students(one: dict[str, Any]) -> Any:
     table = _table("student", "host", "age", "rows/s", "wants", "limit", "teachers")
     for student, record in one["students"].items():
-        want = record.get("want")
-        table.add_row(
+        _add_row(
+            table,
             student[:8],
             f"{record.get('hostname', '')} ({record.get('pid', '')})",
-            _age(record["since"]),
-            f"{record.get('rows_per_second', 0):,.0f}",
-            "any" if want is None else f"{want:,.0f}",
-            str(record.get("max_teachers") or ""),
-            ", ".join(record.get("teachers", ())) or "none",
+            _age(record.get("since")),
+            _number(record.get("rows_per_second")),
+            _number(record.get("want")) or "any",
+            record.get("max_teachers") or "",
+            ", ".join(record["teachers"]) or "none",
         )
     return table
 
@@ -170,8 +176,33 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _age(since: float) -> str:
-    seconds = max(0, int(time.time() - since))
+def _add_row(table: Any, *cells: Any) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(_plain(str(cell))) for cell in cells))
+
+
+def _plain(text: str) -> str:
+    """What a terminal shows and does not obey, in a length that can be read."""
+    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
+
+
+def _number(value: Any) -> str:
+    """A number for people; nothing if it is not one."""
+    from edl.discovery.records import as_number
+
+    number = as_number(value)
+    return "" if number is None else f"{number:,.0f}" if abs(number) < 1e15 else f"{number:.1e}"
+
+
+def _age(since: Any) -> str:
+    from edl.discovery.records import as_number
+
+    started = as_number(since)
+    if started is None:
+        return ""
+    seconds = max(0, int(time.time() - started))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{seconds // size} {unit}"

@@ -157,6 +157,7 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
             await asyncio.wait({stopping}, timeout=_UPDATE_EVERY)
             if registration is not None:
                 registration.update(_entry(server).to_json())
+                registration.measured(server.engine.rate)
         logger.info("leaving the registry and draining")
         if registration is not None:
             await asyncio.to_thread(registration.stop)
@@ -190,7 +191,7 @@ async def _register(
 
 
 def _entry(server: TeacherServer) -> Entry:
-    """What the registry says of the server. Its rate has two digits, so that it seldom changes."""
+    """What the registry says of the server: what seldom changes, since every student watches it."""
     from edl.serving.client.entry import Entry
 
     engine = server.engine
@@ -200,8 +201,6 @@ def _entry(server: TeacherServer) -> Entry:
         "workers": len(engine.worker_pids),
         "since": _STARTED,
     }
-    if engine.rate:
-        extra["rate"] = float(f"{engine.rate:.2g}")
     return Entry(description=engine.description, extra=extra)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -10,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from edl.discovery.balance import Assignment, Student, balance, rates
-from edl.discovery.keys import ASSIGNMENTS, NODES, STUDENTS
-from edl.discovery.records import StudentRecord, parse_assignment
-
-_RATE_TOLERANCE = 0.25
+from edl.discovery.keys import ASSIGNMENTS, NODES, RATES, STUDENTS, under
+from edl.discovery.records import StudentRecord, differs, parse_assignment, parse_rate
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Plan:
 @dataclass
 class Rates:
     """What teachers are taken to deliver. A measured rate replaces the one in use only when they
-    differ by more than a quarter, so that noise moves nobody.
+    differ by more than noise, so that that moves nobody.
     """
 
     in_use: dict[str, float] = field(default_factory=dict)
@@ -69,24 +66,21 @@ class Rates:
         for teacher, rate in measured.items():
             old = before.get(teacher)
             new = rate or old or usual
-            news = old is None or abs(new - old) > _RATE_TOLERANCE * old
-            self.in_use[teacher] = new if news else before[teacher]
+            self.in_use[teacher] = new if old is None or differs(old, new) else old
         return self.in_use
 
 
 def plan(entries: Mapping[str, str], rates_in_use: Rates) -> Plan:
     """What is to be assigned, given everything under a service's prefix."""
-    nodes = _under(entries, NODES)
+    nodes = under(entries, NODES)
     records = {
-        name: StudentRecord.from_json(text) for name, text in _under(entries, STUDENTS).items()
+        name: StudentRecord.from_json(text) for name, text in under(entries, STUDENTS).items()
     }
-    current = {name: parse_assignment(text) for name, text in _under(entries, ASSIGNMENTS).items()}
-    seen: dict[str, float] = {}
-    for record in records.values():
-        for teacher, rate in record.rates.items():
-            seen[teacher] = max(rate, seen.get(teacher, 0.0))
+    current = {name: parse_assignment(text) for name, text in under(entries, ASSIGNMENTS).items()}
+    declared, seen = under(entries, RATES), _seen(records, current)
     measured = {
-        endpoint: _declared_rate(text) or seen.get(endpoint) for endpoint, text in nodes.items()
+        endpoint: parse_rate(declared.get(endpoint, "")) or parse_rate(text) or seen.get(endpoint)
+        for endpoint, text in nodes.items()
     }
     teachers = rates_in_use.update(measured)
     students = {
@@ -101,17 +95,22 @@ def plan(entries: Mapping[str, str], rates_in_use: Rates) -> Plan:
     return Plan(assignment, current, _summarise(teachers, students, assignment))
 
 
-def _under(entries: Mapping[str, str], kind: str) -> dict[str, str]:
-    return {key[len(kind) :]: value for key, value in entries.items() if key.startswith(kind)}
-
-
-def _declared_rate(text: str) -> Optional[float]:
-    """The rate that a teacher's entry gives, if it does."""
-    try:
-        rate = float(json.loads(text)["rate"])
-    except (ValueError, TypeError, KeyError):
-        return None
-    return rate if 0 < rate < math.inf else None
+def _seen(
+    records: Mapping[str, StudentRecord], current: Mapping[str, frozenset[str]]
+) -> dict[str, float]:
+    """What students say that teachers deliver. Each of those who share one sees its own part, so it
+    is the sum; who does not use a teacher any more, or not yet, counts only if nobody does.
+    """
+    parts: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for name, record in records.items():
+        links = current.get(name, frozenset())
+        for teacher, rate in record.rates.items():
+            if teacher in links:
+                parts[teacher] = parts.get(teacher, 0.0) + rate
+            else:
+                others[teacher] = max(rate, others.get(teacher, 0.0))
+    return {**others, **parts}
 
 
 def _summarise(

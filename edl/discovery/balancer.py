@@ -3,7 +3,8 @@
 Candidates wait at ``leader``. Whoever gets there puts its name under a lease, watches the whole
 service, and writes what ``balance`` says: each student's assignment in a key of its own, in
 transactions that fail if the leader is another by then. When it dies, its lease ends, and another
-candidate goes on from the assignment as it stands.
+candidate goes on from the assignment as it stands. The lease is kept by a thread that does nothing
+else: however long balancing takes, who leads goes on to lead.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Callable, Optional
 
+from edl._threads import Loop
 from edl.discovery.assignment import Plan, Rates, Summary, plan
 from edl.discovery.etcd import Etcd
 from edl.discovery.keys import ASSIGNMENTS, BALANCE, LEADER, service_prefix
@@ -31,7 +33,13 @@ logger = logging.getLogger(__name__)
 LEADER_TTL = 5
 _DEBOUNCE = 0.05
 _REST = 4  # times as long as the last balancing took, so that students' threads go on
+_LONGEST_REST = 5.0
+_RETRY_DELAY = 1.0
+_STOP_WITHIN = 1.0
 _MAX_OPERATIONS = 100  # in one transaction; etcd's own limit is 128
+
+#: Keys of a service without its prefix, and what to put there (None: delete it).
+Writes = Mapping[str, Optional[str]]
 
 
 class Balancer:
@@ -61,34 +69,31 @@ class Balancer:
         self._entries: Members = {}
         self._changed = threading.Event()
         self._vacant = threading.Event()
-        self._stopped = threading.Event()
-        self._summary = Summary()
-        self._thread = threading.Thread(target=self._run, name="edl-balancer", daemon=True)
+        self._over = threading.Event()
+        self._loop = Loop("edl-balancer", self._campaign, _RETRY_DELAY)
 
     def start(self) -> None:
         """Become a candidate."""
-        self._thread.start()
+        self._loop.start()
 
-    def stop(self) -> None:
-        """Step down, so that another can follow at once."""
-        self._stopped.set()
-        self._changed.set()
-        self._vacant.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def stop(self, timeout: float = _STOP_WITHIN) -> None:
+        """Step down, so that another can follow at once. Waits ``timeout`` seconds at most."""
+        self._loop.stop()
+        for event in (self._over, self._changed, self._vacant):
+            event.set()
+        self._loop.join(timeout)
 
     # --- the election -----------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                if self._wait_for_vacancy() and self._leadership.take(self.name):
-                    self._lead()
-            except DiscoveryError as error:
-                logger.debug("balancing %s: %s", self._prefix, error)
-                self._stopped.wait(1.0)
-            finally:
-                self._step_down()
+    def _campaign(self) -> None:
+        """Wait until nobody leads, stand for election, and lead if elected."""
+        try:
+            if self._wait_for_vacancy() and self._leadership.take(self.name):
+                self._lead()
+        except DiscoveryError as error:
+            logger.debug("balancing %s: %s", self._prefix, error)
+        finally:
+            self._step_down()
 
     def _wait_for_vacancy(self) -> bool:
         """Watch the leader's key until there is none. Whether that is the case."""
@@ -103,12 +108,13 @@ class Balancer:
         watch = Watch(self._etcd, self._prefix + LEADER, on_change)
         watch.start()
         try:
-            self._vacant.wait()
+            while not self._vacant.is_set() and not self._loop.stopped.is_set():
+                self._vacant.wait(_RETRY_DELAY)
         finally:
             watch.close()
         if not self._eager:
-            self._stopped.wait(random.uniform(0.0, 0.1))
-        return not self._stopped.is_set()
+            self._loop.stopped.wait(random.uniform(0.0, 0.1))
+        return not self._loop.stopped.is_set()
 
     def _step_down(self) -> None:
         self.leading = False
@@ -123,55 +129,62 @@ class Balancer:
         """Balance until somebody else leads, etcd is lost, or this is stopped."""
         self.leading = True
         logger.info("balancing %s from here", self._prefix)
-        rates_in_use, took = Rates(), 0.0
+        self._entries = {}
         self._changed.clear()
-        listed = threading.Event()
+        self._over.clear()
 
         def on_change(entries: Members) -> None:
             self._entries = entries
-            listed.set()
             self._changed.set()
 
+        keeper = Loop("edl-leadership", self._keep_leading, min(0.5, self._ttl / 6))
         watch = Watch(self._etcd, self._prefix, on_change)
+        keeper.start()
         watch.start()
         try:
-            while not listed.wait(0.1):
-                if self._stopped.is_set() or not self._leadership.keep():
-                    return
-            while not self._stopped.is_set() and self._leadership.keep():
-                if not self._changed.wait(self._ttl / 3):
-                    continue
-                self._stopped.wait(max(_DEBOUNCE, _REST * took))  # changes come in company
-                self._changed.clear()
-                started = time.monotonic()
-                if not self._balance(rates_in_use):
-                    logger.warning("%s is balanced by another process now", self._prefix)
-                    return
-                took = time.monotonic() - started
+            self._balance_until_over()
         finally:
+            keeper.stop()
             watch.close()
+            keeper.join(self._ttl)  # the lease is its own until then
 
-    def _balance(self, rates_in_use: Rates) -> bool:
-        """Compute and write. Whether this is the leader still."""
-        if self._entries.get(LEADER) != self.name:
-            return False
-        result = plan(self._entries, rates_in_use)
-        self._on_summary(result.summary)
-        return all(self._write(operations) for operations in self._operations(result))
+    def _keep_leading(self) -> None:
+        if self._over.is_set():
+            return
+        try:
+            kept = self._leadership.keep()
+        except DiscoveryError as error:
+            logger.debug("keeping the leadership of %s: %s", self._prefix, error)
+            kept = False
+        if not kept:
+            self._over.set()
+            self._changed.set()
 
-    def _operations(self, result: Plan) -> Iterator[list[tuple[str, Optional[str]]]]:
-        """What to put (or delete: None), in portions for one transaction each."""
-        operations: list[tuple[str, Optional[str]]] = []
-        for student, links in sorted(result.changed().items()):
-            value = None if links is None else format_assignment(links)
-            operations.append((ASSIGNMENTS + student, value))
-        if result.summary != self._summary:
-            self._summary = result.summary
-            operations.append((BALANCE, json.dumps(asdict(result.summary))))
-        for start in range(0, len(operations), _MAX_OPERATIONS):
-            yield operations[start : start + _MAX_OPERATIONS]
+    def _balance_until_over(self) -> None:
+        rates_in_use, summary, took = Rates(), Summary(), 0.0
+        settled: Members = {}
+        while not self._loop.stopped.is_set():
+            self._changed.wait()
+            # Changes come in company.
+            if self._over.wait(max(_DEBOUNCE, min(_LONGEST_REST, _REST * took))):
+                return
+            self._changed.clear()
+            entries = self._entries
+            if entries == settled:  # what changed is what was written here
+                continue
+            if entries.get(LEADER) != self.name:
+                logger.warning("%s is balanced by another process now", self._prefix)
+                return
+            started = time.monotonic()
+            result = plan(entries, rates_in_use)
+            self._on_summary(result.summary)
+            writes = changes(result, summary)
+            if not all(self._write(portion) for portion in portions(writes)):
+                continue  # the next look, or the lease, says who leads
+            summary, settled = result.summary, applied(entries, writes)
+            took = time.monotonic() - started
 
-    def _write(self, operations: list[tuple[str, Optional[str]]]) -> bool:
+    def _write(self, operations: Writes) -> bool:
         """One transaction, which only the leader can make. Whether it was made."""
 
         def guarded(client: Any) -> bool:
@@ -180,9 +193,33 @@ class Balancer:
                 client.transactions.delete(self._prefix + key)
                 if value is None
                 else client.transactions.put(self._prefix + key, value)
-                for key, value in operations
+                for key, value in operations.items()
             ]
             written, _ = client.transaction(compare=[ours], success=changes, failure=[])
             return written
 
         return self._etcd.call(guarded)
+
+
+def changes(result: Plan, before: Summary) -> Writes:
+    """What to write for a plan, and for its summary if it is not as ``before``."""
+    writes = {
+        ASSIGNMENTS + student: None if links is None else format_assignment(links)
+        for student, links in sorted(result.changed().items())
+    }
+    if result.summary != before:
+        writes[BALANCE] = json.dumps(asdict(result.summary))
+    return writes
+
+
+def portions(writes: Writes) -> Iterator[Writes]:
+    """``writes`` in portions of one transaction each."""
+    items = list(writes.items())
+    for start in range(0, len(items), _MAX_OPERATIONS):
+        yield dict(items[start : start + _MAX_OPERATIONS])
+
+
+def applied(entries: Mapping[str, str], writes: Writes) -> Members:
+    """A service's entries once ``writes`` are made."""
+    after = {**entries, **writes}
+    return {key: value for key, value in after.items() if value is not None}

@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 import grpc
 
 from edl._endpoints import parse_etcd_endpoints
+from edl._threads import Loop
 from edl.discovery._etcd3 import etcd3
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
 
@@ -29,7 +30,13 @@ _CONNECTION_ERRORS = (
     etcd3.exceptions.InternalServerError,
 )
 _PULSE_EVERY = 4.0  # seconds; with a call's time limit it stays below a lease's ten
-_TRY_ELSEWHERE = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+_TRY_ELSEWHERE = (
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+)
 _GRPC_OPTIONS = [
     # An etcd that comes back must be found within a second, not after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -40,6 +47,8 @@ _GRPC_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 3000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
+    # gRPC's own 4 MiB are a few thousand entries: lists come in pages, bursts of events do not.
+    ("grpc.max_receive_message_length", 64 << 20),
 ]
 
 
@@ -108,7 +117,7 @@ class Etcd:
         self._current = 0
         self._ended = threading.Event()
         self._streams: dict[Any, int] = {}
-        self._pulse: Optional[threading.Thread] = None
+        self._pulse: Optional[Loop] = None
 
     def __str__(self) -> str:
         return "etcd at " + ",".join(f"{host}:{port}" for host, port in self._addresses)
@@ -141,6 +150,19 @@ class Etcd:
                 self._current = index
                 return result
         raise EtcdUnavailable(f"{self} does not answer: {describe(error)}") from error
+
+    def page(self, start: bytes, end: bytes, limit: int, revision: int = 0) -> Any:
+        """The first ``limit`` entries from ``start`` to before ``end``, in order, at a revision (0:
+        now), as a RangeResponse. Raises as ``call`` does.
+        """
+        request = etcd3.etcdrpc.RangeRequest(
+            key=start, range_end=end, limit=limit, revision=revision
+        )
+        return self.call(
+            lambda client: etcd3.etcdrpc.KVStub(client.channel).Range(
+                request, client.timeout, metadata=client.metadata
+            )
+        )
 
     def watch_stream(self, prefix: str, start_revision: int) -> Any:
         """GRPC's stream of WatchResponse for the keys under ``prefix`` from a revision on.
@@ -178,29 +200,23 @@ class Etcd:
         """
         with self._lock:
             self._streams[stream] = index
-            if self._pulse is None:
-                self._pulse = threading.Thread(
-                    target=self._take_pulse, name="edl-etcd-pulse", daemon=True
-                )
+            if self._pulse is None and not self._ended.is_set():
+                self._pulse = Loop("edl-etcd-pulse", self._take_pulse, _PULSE_EVERY)
                 self._pulse.start()
 
     def _take_pulse(self) -> None:
-        while not self._ended.wait(_PULSE_EVERY):
-            with self._lock:
-                self._streams = {
-                    stream: index for stream, index in self._streams.items() if stream.is_active()
-                }
-                nodes = set(self._streams.values())
-                if not nodes:
-                    self._pulse = None
-                    return
-            for index in nodes:
-                if not self._answers(index):
-                    self._current = (index + 1) % len(self._addresses)
-                    with self._lock:
-                        silent = [item for item, node in self._streams.items() if node == index]
-                    for stream in silent:
-                        stream.cancel()
+        with self._lock:
+            self._streams = {
+                stream: index for stream, index in self._streams.items() if stream.is_active()
+            }
+            nodes = set(self._streams.values())
+        for index in nodes:
+            if not self._answers(index):
+                self._current = (index + 1) % len(self._addresses)
+                with self._lock:
+                    silent = [item for item, node in self._streams.items() if node == index]
+                for stream in silent:
+                    stream.cancel()
 
     def _answers(self, index: int) -> bool:
         """Whether a node answers, and has a leader; what it answers is all the same."""
@@ -213,10 +229,13 @@ class Etcd:
         return True
 
     def close(self) -> None:
-        """Close all connections; calls in other threads fail."""
-        self._ended.set()
+        """Close all connections; calls in other threads fail. Waits for nothing."""
         with self._lock:
+            self._ended.set()
             clients, self._clients = self._clients, {}
+            pulse, self._pulse = self._pulse, None
+        if pulse is not None:
+            pulse.stop()
         for client in clients.values():
             client.close()
 
@@ -228,21 +247,31 @@ class Etcd:
 
     def _client(self, index: int) -> Any:
         with self._lock:
-            if self._ended.is_set():
-                raise EtcdUnavailable(f"{self} was closed")
-            if index not in self._clients:
-                host, port = self._addresses[index]
-                client = etcd3.client(
-                    host=host,
-                    port=port,
-                    timeout=self._timeout,
-                    grpc_options=_GRPC_OPTIONS,
-                    **self._credentials.arguments(),
-                )
-                # The token is in the metadata too; gRPC refuses call credentials without TLS.
-                client.call_credentials = None
-                self._clients[index] = client
-            return self._clients[index]
+            client, ended = self._clients.get(index), self._ended.is_set()
+        if client is None and not ended:
+            made = self._connect(index)
+            with self._lock:
+                ended = self._ended.is_set()
+                client = made if ended else self._clients.setdefault(index, made)
+            if ended or client is not made:
+                made.close()
+        if ended:
+            raise EtcdUnavailable(f"{self} was closed")
+        return client
+
+    def _connect(self, index: int) -> Any:
+        """A client of its own; asks etcd for a token if there is a password."""
+        host, port = self._addresses[index]
+        client = etcd3.client(
+            host=host,
+            port=port,
+            timeout=self._timeout,
+            grpc_options=_GRPC_OPTIONS,
+            **self._credentials.arguments(),
+        )
+        # The token is in the metadata too; gRPC refuses call credentials without TLS.
+        client.call_credentials = None
+        return client
 
     def _forget(self, index: int) -> None:
         with self._lock:

@@ -3,6 +3,9 @@
 ====================================================  ==========================================
 ``/service/<service>/nodes/<host:port>``              a teacher (the layout of the original
                                                       ``paddle_edl``), with a lease
+``/service/<service>/rates/<host:port>``              rows per second that the teacher computes,
+                                                      under the same lease: apart from its entry,
+                                                      which every student watches
 ``/service/<service>/students/<id>``                  a student: what it wants and measures, with
                                                       a lease
 ``/service/<service>/assignments/<id>``               the teachers that a student is to use
@@ -15,10 +18,12 @@ Values are one line of JSON each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edl.errors import ConfigError
 
 ROOT = "/service"
-NODES, STUDENTS, ASSIGNMENTS = "nodes/", "students/", "assignments/"
+NODES, RATES, STUDENTS, ASSIGNMENTS = "nodes/", "rates/", "students/", "assignments/"
 LEADER, BALANCE = "leader", "balance"
 
 
@@ -32,3 +37,8 @@ def service_prefix(service: str) -> str:
 def nodes_prefix(service: str) -> str:
     """Under which the teachers of a service are. Raises ConfigError for an impossible name."""
     return service_prefix(service) + NODES
+
+
+def under(entries: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Those of a service's entries that are of one kind, by what follows it in the key."""
+    return {key[len(kind) :]: value for key, value in entries.items() if key.startswith(kind)}

@@ -9,7 +9,8 @@ from edl.discovery.etcd import Etcd
 
 
 class LeasedKey:
-    """One key under one lease. Written only where there is none; what is removed is our lease.
+    """One key under one lease, and what is put beside it. Written only where there is none; what is
+    removed is our lease.
 
     ``ttl``: seconds that the key outlives a process that has stopped keeping it. Not thread-safe.
     Methods raise DiscoveryError as ``Etcd.call`` does.
@@ -65,18 +66,23 @@ class LeasedKey:
 
     def change(self, value: str) -> None:
         """Put a new value in place of ours. If that is gone, the next ``keep`` finds it out."""
-        old, lease = self._written, self._lease
+        if self.write(self.key, value):
+            self._written = value
 
-        def replace(client: Any) -> bool:
-            ours = client.transactions.value(self.key) == old
-            put = client.transactions.put(self.key, value, lease)
-            written, _ = client.transaction(compare=[ours], success=[put], failure=[])
+    def write(self, key: str, value: str) -> bool:
+        """Put a key under our lease too, if ours is as we wrote it; whether it was."""
+        ours, lease = self._written, self._lease
+
+        def put_if_ours(client: Any) -> bool:
+            unchanged = client.transactions.value(self.key) == ours
+            put = client.transactions.put(key, value, lease)
+            written, _ = client.transaction(compare=[unchanged], success=[put], failure=[])
             return written
 
-        if self._etcd.call(replace):
-            self._written = value
-        else:
+        written = self._etcd.call(put_if_ours)
+        if not written:
             self._refresh_at = 0.0
+        return written
 
     def release(self) -> None:
         """Remove the key, by revoking our lease; what cannot be revoked now expires."""

@@ -6,27 +6,22 @@ is at the moment, answers at ``assignments/<id>``. Without an answer, what was a
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import threading
 import time
 from typing import Callable
 
 from edl.discovery.balancer import Balancer
 from edl.discovery.etcd import Etcd
 from edl.discovery.keys import ASSIGNMENTS, STUDENTS, service_prefix
-from edl.discovery.records import StudentRecord, parse_assignment
+from edl.discovery.records import StudentRecord, differs, parse_assignment
 from edl.discovery.registration import Registration
 from edl.discovery.watch import Members, Watch
-from edl.errors import AlreadyRegistered, EtcdUnavailable
-
-logger = logging.getLogger(__name__)
 
 STUDENT_TTL = 10
 
 _REPORT_EVERY = 5.0
-_NOISE = 0.2
+_CLOSE_WITHIN = 1.0
 
 
 class Participation:
@@ -60,11 +55,10 @@ class Participation:
         prefix = service_prefix(service) + ASSIGNMENTS + student
         self._watch = Watch(etcd, prefix, self._on_change)
         self._balancer = Balancer(etcd, service) if lead else None
-        self._starting = threading.Thread(target=self._register, name="edl-student", daemon=True)
 
     def start(self) -> None:
         """Register and wait for assignments, in the background."""
-        self._starting.start()
+        self._registration.begin()
         self._watch.start()
         if self._balancer is not None:
             self._balancer.start()
@@ -78,20 +72,23 @@ class Participation:
             self._record, self._report_at = record, now + _REPORT_EVERY
             self._registration.update(record.to_json(**self._extra))
 
-    def close(self) -> None:
-        """Leave: the teachers are free for others at once."""
-        self._watch.close()
-        leaving = threading.Thread(target=self._registration.stop, daemon=True)
-        leaving.start()
+    def stop(self) -> None:
+        """Begin to leave. Does not wait."""
+        self._watch.stop()
+        self._registration.stop(0.0)
         if self._balancer is not None:
-            self._balancer.stop()
-        leaving.join()
+            self._balancer.stop(0.0)
 
-    def _register(self) -> None:
-        try:
-            self._registration.start(patience=float("inf"))
-        except (EtcdUnavailable, AlreadyRegistered) as error:  # only when it is being closed
-            logger.debug("registering student %s: %s", self._student, error)
+    def close(self, timeout: float = _CLOSE_WITHIN) -> None:
+        """Leave: the teachers are free for others at once. If etcd does not answer, this returns
+        after ``timeout`` seconds all the same.
+        """
+        self.stop()
+        deadline = time.monotonic() + timeout
+        self._watch.close(timeout)
+        self._registration.stop(deadline - time.monotonic())
+        if self._balancer is not None:
+            self._balancer.stop(deadline - time.monotonic())
 
     def _on_change(self, found: Members) -> None:
         if "" in found:
@@ -105,10 +102,6 @@ def _is_urgent(old: StudentRecord, new: StudentRecord) -> bool:
 
 def _is_news(old: StudentRecord, new: StudentRecord) -> bool:
     """Whether what was measured has changed by more than noise."""
-
-    def differs(before: float, after: float) -> bool:
-        return abs(after - before) > _NOISE * max(before, after)
-
     known = old.rates.keys() & new.rates.keys()
     return (
         differs(old.rows_per_second, new.rows_per_second)

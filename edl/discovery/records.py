@@ -1,4 +1,8 @@
-"""What students say of themselves in the registry, and what they are told."""
+"""What students and teachers say of themselves in the registry, and what students are told.
+
+Anybody may write to a registry. Reading is total: whatever the text is, it means something, and
+what makes no sense means nothing was said.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
+#: Longer values are not read: what EDL writes has a few thousand characters.
+MAX_CHARACTERS = 1 << 20
+
+#: No teacher or student has rows per second outside of this. Sums and shares of them stay finite.
+_LEAST_RATE, _MOST_RATE = 1e-6, 1e12
+
+#: How far apart two measurements are, as a share of the larger, if it is not by chance.
+_NOISE = 0.2
+
 
 @dataclass(frozen=True)
 class StudentRecord:
     """What a student says of itself.
 
     ``max_teachers``: its limit, None if it has none. ``want``: rows per second that it could use,
-    None if it would use any number. ``rates``: rows per second of teachers as it sees them.
-    ``avoid``: teachers that it cannot use at the moment. ``rows_per_second``: what it consumes.
+    None if it would use any number, 0 if it wants no teacher now. ``rates``: rows per second of
+    teachers as it sees them. ``avoid``: teachers that it cannot use at the moment.
+    ``rows_per_second``: what it consumes.
     """
 
     max_teachers: Optional[int] = None
@@ -33,19 +47,16 @@ class StudentRecord:
         """The inverse. What is missing or wrong has its default: one student's mistake must not
         keep the others from their teachers.
         """
-        try:
-            value = json.loads(text)
-            rates = {str(key): float(item) for key, item in dict(value.get("rates", {})).items()}
-            most, want = value.get("max_teachers"), value.get("want")
-            return cls(
-                max(1, int(most)) if most is not None else None,
-                max(0.0, float(want)) if want is not None else None,
-                {teacher: rate for teacher, rate in rates.items() if 0 < rate < math.inf},
-                tuple(str(item) for item in value.get("avoid", ())),
-                float(value.get("rows_per_second", 0.0)),
-            )
-        except (ValueError, TypeError, AttributeError, OverflowError):
-            return cls()
+        value = read_object(text)
+        most, rates = as_number(value.get("max_teachers")), value.get("rates")
+        found = rates.items() if isinstance(rates, dict) else ()
+        return cls(
+            None if most is None else int(min(max(1, most), 1 << 30)),
+            _within(0.0, value.get("want")),
+            {teacher: rate for teacher, item in found if (rate := _within(_LEAST_RATE, item))},
+            tuple(sorted(_strings(value.get("avoid")))),
+            _within(0.0, value.get("rows_per_second")) or 0.0,
+        )
 
 
 def format_assignment(teachers: frozenset[str]) -> str:
@@ -55,7 +66,59 @@ def format_assignment(teachers: frozenset[str]) -> str:
 
 def parse_assignment(text: str) -> frozenset[str]:
     """The teachers in an assignment; none if it is not one."""
+    return _strings(read_object(text).get("teachers"))
+
+
+def format_rate(rate: float) -> str:
+    """The value of a teacher's rate, rows per second."""
+    return json.dumps({"rate": float(f"{rate:.2g}")})
+
+
+def parse_rate(text: str) -> Optional[float]:
+    """The rate that a teacher's rate, or its entry, gives; None if it does not."""
+    if '"rate"' not in text:  # most entries do not, and reading them takes longer
+        return None
+    return _within(_LEAST_RATE, read_object(text).get("rate"))
+
+
+def differs(before: float, after: float) -> bool:
+    """Whether two measurements differ by more than noise."""
+    return abs(after - before) > _NOISE * max(before, after)
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """A JSON object of any origin; empty if it is not one. Numbers in it are finite."""
+    if len(text) > MAX_CHARACTERS:
+        return {}
     try:
-        return frozenset(str(teacher) for teacher in json.loads(text)["teachers"])
-    except (ValueError, TypeError, KeyError):
-        return frozenset()
+        value = json.loads(text, parse_int=_int, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def as_number(value: Any) -> Optional[float]:
+    """A number out of ``read_object``; None for anything else, booleans too."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _within(least: float, value: Any) -> Optional[float]:
+    """Rows per second out of ``read_object``; None if they are not a number, or impossible."""
+    number = as_number(value)
+    return number if number is not None and least <= number <= _MOST_RATE else None
+
+
+def _strings(value: Any) -> frozenset[str]:
+    """The strings in what should be a list of them."""
+    items = value if isinstance(value, list) else ()
+    return frozenset(item for item in items if isinstance(item, str))
+
+
+def _int(digits: str) -> Any:
+    # Python has a limit for digits, and an int may be too large for a float.
+    return int(digits) if len(digits) < 20 else _finite(digits)
+
+
+def _finite(text: str) -> Optional[float]:
+    number = float(text)
+    return number if math.isfinite(number) else None

@@ -5,27 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Callable
+from typing import Callable, Optional
 
+from edl._threads import Loop
 from edl.discovery.etcd import Etcd
-from edl.discovery.keys import NODES, service_prefix
+from edl.discovery.keys import NODES, RATES, service_prefix
 from edl.discovery.leased import LeasedKey
+from edl.discovery.records import differs, format_rate
 from edl.errors import AlreadyRegistered, DiscoveryError, EtcdUnavailable
 
 logger = logging.getLogger(__name__)
 
-_COMPLAIN_EVERY, _REMIND_EVERY = 5.0, 30.0
+_COMPLAIN_EVERY = 30.0
+_STOP_WITHIN = 1.0
 
 
 class Registration:
     """Keeps one entry (a teacher's, unless ``kind`` says otherwise) in the registry for as long as
     it is healthy.
 
-    ``start`` writes the entry; a thread then keeps its lease alive. The entry is withdrawn while
-    ``healthy()`` is false and written again when it is true. If etcd loses the lease (it expired
-    while this process was stopped, or etcd was wiped), the entry is written anew, unless another
-    process has taken the endpoint meanwhile. An entry of another process is never overwritten
-    and never removed: writing requires that there is none, and removing is revoking our lease.
+    A thread writes the entry and keeps its lease alive. The entry is withdrawn while ``healthy()``
+    is false and written again when it is true. If etcd loses the lease (it expired while this
+    process was stopped, or etcd was wiped), the entry is written anew, unless another process has
+    taken the endpoint meanwhile. An entry of another process is never overwritten and never
+    removed: writing requires that there is none, and removing is revoking our lease.
     """
 
     def __init__(
@@ -38,63 +41,70 @@ class Registration:
         healthy: Callable[[], bool] = lambda: True,
         kind: str = NODES,
     ) -> None:
-        self._entry = LeasedKey(etcd, service_prefix(service) + kind + endpoint, ttl)
+        prefix = service_prefix(service)
+        self._entry = LeasedKey(etcd, prefix + kind + endpoint, ttl)
+        self._rate_key = prefix + RATES + endpoint
         self._value = value
-        self._check_every = min(1.0, ttl / 3)
+        self._rate = self._told_rate = 0.0
         self._healthy = healthy
-        self._stopped = threading.Event()
-        self._starting = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, name="edl-registration", daemon=True)
+        self._problem: Optional[DiscoveryError] = None
+        self._tried = threading.Event()
+        self._complain_at = 0.0
+        self._loop = Loop("edl-registration", self._keep, min(1.0, ttl / 3), self._leave)
+
+    def begin(self) -> None:
+        """Start to write the entry and keep it. Does not wait for etcd."""
+        self._loop.start()
 
     def start(self, patience: float = 30.0) -> None:
         """Write the entry and start keeping it alive.
 
         Waits up to ``patience`` seconds for etcd to answer, and for an entry that a dead process
         left behind to expire; returns early if it is stopped. Raises EtcdUnavailable or
-        AlreadyRegistered after that.
+        AlreadyRegistered after that, DiscoveryError at once if etcd itself says no.
         """
         started = time.monotonic()
-        complain_at = 0.0
-        with self._starting:
-            while not self._stopped.is_set():
-                try:
-                    self._write()
-                    self._thread.start()
-                    return
-                except (EtcdUnavailable, AlreadyRegistered) as error:
-                    now = time.monotonic()
-                    if now - started > patience:
-                        raise
-                    if now >= complain_at:
-                        complain_at = now + _COMPLAIN_EVERY
-                        logger.warning("%s; trying again", error)
-                    self._stopped.wait(1.0)
+        self.begin()
+        while not self._loop.stopped.is_set():
+            self._tried.wait()
+            self._tried.clear()
+            problem = self._problem
+            if problem is None:
+                return
+            may_pass = isinstance(problem, (EtcdUnavailable, AlreadyRegistered))
+            if not may_pass or time.monotonic() - started > patience:
+                self.stop()
+                raise problem
 
     def update(self, value: str) -> None:
-        """Change the entry's value, within a second or so."""
+        """Change the entry's value, within a second or so. For what changes seldom: every student
+        watches it.
+        """
         self._value = value
 
-    def stop(self) -> None:
-        """Withdraw the entry and stop. Does not raise: what cannot be withdrawn now expires."""
-        self._stopped.set()
-        with self._starting:
-            if self._thread.is_alive():
-                self._thread.join()
-        try:
-            self._withdraw()
-        except DiscoveryError as error:
-            logger.warning("%s stays until its lease expires: %s", self._entry.key, error)
+    def measured(self, rate: float) -> None:
+        """Rows per second that this teacher computes; written, beside its entry, if it is news."""
+        self._rate = rate
+
+    def stop(self, timeout: float = _STOP_WITHIN) -> None:
+        """Withdraw the entry and stop. Does not raise, and waits ``timeout`` seconds at most: what
+        cannot be withdrawn by then is later, or expires.
+        """
+        self._loop.stop()
+        self._loop.join(timeout)
 
     def _keep(self) -> None:
-        complain_at = 0.0
-        while not self._stopped.wait(self._check_every):
-            try:
-                self._keep_once()
-            except DiscoveryError as error:
-                now = time.monotonic()
-                if now >= complain_at:
-                    complain_at = now + _REMIND_EVERY
-                    logger.warning("keeping %s in the registry failed: %s", self._entry.key, error)
+        try:
+            self._keep_once()
+            self._problem = None
+        except DiscoveryError as error:
+            self._problem = error
+            now = time.monotonic()
+            if now >= self._complain_at and not self._loop.stopped.is_set():
+                self._complain_at = now + _COMPLAIN_EVERY
+                logger.warning("keeping %s in the registry: %s", self._entry.key, error)
+        finally:
+            self._tried.set()
 
     def _keep_once(self) -> None:
         entry = self._entry
@@ -104,16 +114,28 @@ class Registration:
                 self._withdraw()
         elif not entry.held:
             self._write()
-            logger.info("%s is in the registry again", entry.key)
         elif not entry.keep():
             logger.warning("etcd no longer knows the lease of %s", entry.key)
             self._write()
         elif entry.value != self._value:
             entry.change(self._value)
+        elif self._rate > 0 and differs(self._told_rate, self._rate):
+            rate = self._rate
+            if entry.write(self._rate_key, format_rate(rate)):
+                self._told_rate = rate
 
     def _write(self) -> None:
+        self._told_rate = 0.0
         if not self._entry.take(self._value):
             raise AlreadyRegistered(f"another process holds {self._entry.key}")
+        logger.info("%s is in the registry", self._entry.key)
+
+    def _leave(self) -> None:
+        self._tried.set()
+        try:
+            self._withdraw()
+        except DiscoveryError as error:
+            logger.warning("%s stays until its lease expires: %s", self._entry.key, error)
 
     def _withdraw(self) -> None:
         try:

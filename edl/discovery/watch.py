@@ -2,18 +2,20 @@
 
 List, then watch from the revision of the list. Whatever goes wrong with the watch (etcd restarts,
 the connection breaks, the revision was compacted away), list again and compare: a watcher that has
-lost its place never guesses. While etcd is away the last known members stand.
+lost its place never guesses. While etcd is away the last known members stand. Keys that are not
+UTF-8 are nobody's, and are not seen.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import Any, Callable, Optional
 
 import grpc
 
+from edl._threads import Loop
+from edl.discovery._etcd3 import etcd3
 from edl.discovery.etcd import Etcd, describe
 from edl.discovery.keys import nodes_prefix
 from edl.errors import DiscoveryError
@@ -24,20 +26,32 @@ logger = logging.getLogger(__name__)
 Members = dict[str, str]
 
 _DELETE = 1
+_PAGE = 1000
 _RELIST_DELAY = 0.3
 _COMPLAIN_EVERY = 30.0
+_CLOSE_WITHIN = 1.0
 
 
-def list_prefix(etcd: Etcd, prefix: str) -> tuple[dict[str, str], int]:
-    """What is under a prefix, rest of the key to value, and the revision it was read at."""
-    response = etcd.call(lambda client: client.get_prefix_response(prefix))
-    found = {
-        kv.key.decode()[len(prefix) :]: kv.value.decode("utf-8", "replace") for kv in response.kvs
-    }
-    return found, response.header.revision
+def list_prefix(etcd: Etcd, prefix: str) -> tuple[Members, int]:
+    """What is under a prefix, rest of the key to value, and the revision it was read at.
+
+    In pages, all of that one revision. Raises DiscoveryError as ``Etcd.call`` does.
+    """
+    start, end = prefix.encode(), etcd3.utils.increment_last_byte(prefix.encode())
+    found: Members = {}
+    revision, more = 0, True
+    while more:
+        page = etcd.page(start, end, _PAGE, revision)
+        revision, more = revision or page.header.revision, page.more
+        for entry in page.kvs:
+            name = _name(entry.key, prefix)
+            if name is not None:
+                found[name] = entry.value.decode("utf-8", "replace")
+            start = entry.key + b"\0"
+    return found, revision
 
 
-def list_nodes(etcd: Etcd, service: str) -> tuple[dict[str, str], int]:
+def list_nodes(etcd: Etcd, service: str) -> tuple[Members, int]:
     """The teachers of a service, endpoint to value, and the revision they were read at."""
     return list_prefix(etcd, nodes_prefix(service))
 
@@ -46,7 +60,7 @@ class Watch:
     """Calls ``on_change(members)`` with a whole snapshot, at once and after every change.
 
     Calls come from one thread of its own, one at a time. ``start`` does not wait for etcd: if it is
-    away, that is logged every few seconds and ``error`` says why, until it answers.
+    away, that is logged every half minute and ``error`` says why, until it answers.
     """
 
     def __init__(self, etcd: Etcd, prefix: str, on_change: Callable[[Members], None]) -> None:
@@ -54,59 +68,62 @@ class Watch:
         self._prefix = prefix
         self._on_change = on_change
         self._members: Optional[Members] = None
-        self._stopped = threading.Event()
         self._stream: Optional[Any] = None
-        self._thread = threading.Thread(target=self._run, name="edl-watch", daemon=True)
+        self._complain_at = 0.0
+        self._loop = Loop("edl-watch", self._watch, _RELIST_DELAY)
         self.error = ""
 
     def start(self) -> None:
         """Begin to list and watch."""
-        self._thread.start()
+        self._loop.start()
 
-    def close(self) -> None:
-        """Stop. ``on_change`` is not called any more once this returns."""
-        self._stopped.set()
+    def stop(self) -> None:
+        """Begin to end. Does not wait."""
+        self._loop.stop()
         stream = self._stream
         if stream is not None:
             stream.cancel()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
 
-    def _run(self) -> None:
-        complained = 0.0
-        while not self._stopped.is_set():
-            try:
-                self._list_and_watch()
-            except (DiscoveryError, grpc.RpcError, ValueError) as error:
-                self.error = describe(error)
-            if self._stopped.wait(_RELIST_DELAY):
-                return
-            if self.error and time.monotonic() - complained > _COMPLAIN_EVERY:
-                complained = time.monotonic()
+    def close(self, timeout: float = _CLOSE_WITHIN) -> None:
+        """Stop. ``on_change`` is not called any more once this returns, which it does after
+        ``timeout`` seconds even if etcd, or ``on_change``, hangs.
+        """
+        self.stop()
+        self._loop.join(timeout)
+
+    def _watch(self) -> None:
+        try:
+            self._list_and_watch()
+        except (DiscoveryError, grpc.RpcError, ValueError) as error:
+            self.error = describe(error)
+            now = time.monotonic()
+            if now >= self._complain_at and not self._loop.stopped.is_set():
+                self._complain_at = now + _COMPLAIN_EVERY
                 logger.warning("watching %s: %s; trying again", self._prefix, self.error)
 
     def _list_and_watch(self) -> None:
         """Returns when the watch has ended in an orderly way, raises when it broke."""
         members, revision = list_prefix(self._etcd, self._prefix)
         self.error = ""
-        self._publish(members)
+        if members != self._members:
+            self._publish(members)
         stream = self._etcd.watch_stream(self._prefix, revision + 1)
         self._stream = stream
-        if self._stopped.is_set():  # closed between the check and the assignment
+        if self._loop.stopped.is_set():  # closed between the check and the assignment
             stream.cancel()
         try:
             for response in stream:
                 if response.canceled or response.compact_revision:
                     return
-                if response.events:
-                    self._publish(_apply(members, self._prefix, response.events))
+                if _apply(members, self._prefix, response.events):
+                    self._publish(members)
         finally:
             self._stream = None
             stream.cancel()
 
     def _publish(self, members: Members) -> None:
-        if members != self._members and not self._stopped.is_set():
-            self._members = dict(members)
+        if not self._loop.stopped.is_set():
+            self._members = members
             self._on_change(dict(members))
 
 
@@ -117,12 +134,25 @@ class Membership(Watch):
         super().__init__(etcd, nodes_prefix(service), on_change)
 
 
-def _apply(members: Members, prefix: str, events: Any) -> Members:
-    """``members`` changed in place by a watch response's events."""
+def _apply(members: Members, prefix: str, events: Any) -> bool:
+    """Change ``members`` by a watch response's events; whether that changed anything."""
+    changed = False
     for event in events:
-        endpoint = event.kv.key.decode()[len(prefix) :]
-        if event.type == _DELETE:
-            members.pop(endpoint, None)
+        name = _name(event.kv.key, prefix)
+        if name is None:
+            continue
+        value = None if event.type == _DELETE else event.kv.value.decode("utf-8", "replace")
+        changed = changed or members.get(name) != value
+        if value is None:
+            members.pop(name, None)
         else:
-            members[endpoint] = event.kv.value.decode("utf-8", "replace")
-    return members
+            members[name] = value
+    return changed
+
+
+def _name(key: bytes, prefix: str) -> Optional[str]:
+    """A key without the prefix; None if it is not UTF-8."""
+    try:
+        return key.decode()[len(prefix) :]
+    except UnicodeDecodeError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Protocol, Union
@@ -15,6 +16,8 @@ from edl.serving.client.entry import PROTOCOLS, Entry
 Found = Mapping[str, str]
 OnFound = Callable[[Found], None]
 OnAssigned = Callable[[frozenset[str]], None]
+
+_CLOSE_WITHIN = 1.0
 
 
 class Place(Protocol):
@@ -96,8 +99,10 @@ class _Registered:
 
     def close(self) -> None:
         """See Place."""
-        self._membership.close()
-        self._participation.close()
+        deadline = time.monotonic() + _CLOSE_WITHIN
+        self._membership.stop()
+        self._participation.close(_CLOSE_WITHIN)
+        self._membership.close(deadline - time.monotonic())
         self._etcd.close()
 
 

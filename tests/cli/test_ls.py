@@ -1,5 +1,6 @@
 """``edl ls`` and ``edl balancer``."""
 
+import io
 import json
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import time
 import urllib.request
 
 import pytest
+from rich.console import Console
 
+from edl.cli.ls import describe, tables
 from edl.discovery import Etcd, Participation, Registration, StudentRecord
 from edl.discovery.embedded import free_port
 from tests.support.processes import ROOT, edl, eventually
@@ -52,6 +55,42 @@ def test_ls_json_is_for_programs(etcd_server, populated):
     assert found["teachers"]["10.0.0.2:9000"] == {"info": "{gpu:20%, net:1}"}
     assert found["balance"]["teachers"] == 2
     assert found["leader"]
+
+
+ODD = [
+    "", "[/]", "\x1b[2J", "\ud800", "[" * 100_000, "{", "[1]", "x" * 5000, '"1"', "9" * 5000,
+    *(
+        f'{{"{name}": {value}}}'
+        for name in ("since", "rate", "want", "max_teachers", "rows_per_second", "demand", "idle",
+                     "teachers", "protocol", "device", "hostname", "pid", "info")
+        for value in ('"[/b]\\u001b[2J\\ud800"', "9" * 400, "1e999", "NaN", "-1", "true", "null",
+                      "[[]]", '["[/]", 3]', '{"a": {}}')
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD, ids=lambda text: text[:40])
+def test_ls_shows_what_strangers_wrote_and_obeys_none_of_it(text):
+    keys = ("nodes/[/]:1", "nodes/a:1", "rates/a:1", "students/s", "assignments/s", "balance")
+    one = describe({**dict.fromkeys(keys, text), "leader": text, "students": text, "": text})
+    json.loads(json.dumps(one), parse_constant=pytest.fail)
+    out = io.StringIO()
+    Console(file=out, width=200).print(tables({"[/]\x1b": one}))
+    shown = out.getvalue().encode().decode()
+    assert "2 teachers, 1 students" in shown
+    assert "[/]:1" in shown
+    assert "\x1b" not in shown
+
+
+def test_ls_lists_keys_that_are_nobodys(etcd_server, etcd, service):
+    for key in (b"/service/no_slash", b"/service/\xff/nodes/a:1", f"/service/{service}/nodes/\xe9"):
+        etcd.call(lambda client, key=key: client.put(key, b"\xff"))
+    result = edl("ls", "--etcd", etcd_server.endpoint)
+    assert result.returncode == 0, result.stderr
+    assert "no_slash" in result.stdout
+    assert f"{service}: 1 teachers" in result.stdout
+    etcd.call(lambda client: client.delete("/service/no_slash"))
+    etcd.call(lambda client: client.delete(b"/service/\xff/nodes/a:1"))
 
 
 def test_ls_of_an_empty_registry_and_without_etcd(etcd_server):

@@ -1,6 +1,8 @@
 """Students and balancers in a real etcd."""
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -145,10 +147,10 @@ def test_without_a_leader_everybody_keeps_what_it_has(world, etcd, service):
 def test_who_is_no_longer_the_leader_cannot_write(world, etcd, service):
     balancer = world.balancer()
     eventually(lambda: balancer.leading)
-    assert balancer._write([("assignments/x", "{}")])
+    assert balancer._write({"assignments/x": "{}"})
     key = service_prefix(service) + LEADER
     etcd.call(lambda client: client.put(key, "usurper"))
-    assert not balancer._write([("assignments/x", '{"teachers": ["evil"]}')])
+    assert not balancer._write({"assignments/x": '{"teachers": ["evil"]}'})
     assert entries(etcd, service)["assignments/x"] == "{}"
     eventually(lambda: not balancer.leading)
     etcd.call(lambda client: client.delete(key))
@@ -170,3 +172,66 @@ def test_hundreds_of_students_are_written_in_several_transactions(world, etcd, s
         etcd.call(lambda client, n=number: client.put(f"{prefix}students/s{n}", record))
     world.balancer()
     eventually(lambda: sum(key.startswith("assignments/") for key in entries(etcd, service)) == 250)
+
+
+def test_a_leader_that_balances_for_longer_than_its_lease_goes_on_to_lead(world, etcd, service):
+    slow, summaries = threading.Event(), []
+
+    def on_summary(summary):
+        summaries.append(summary)
+        if slow.is_set():
+            time.sleep(5)  # its lease is of two seconds
+
+    world.teacher(TEACHERS[0])
+    world.student("a", lead=False)
+    balancer = world.balancer(on_summary=on_summary)
+    eventually(lambda: world.sizes() == [1])
+    first = leader(etcd, service)
+    slow.set()
+    count = len(summaries)
+    world.teacher(TEACHERS[1])
+    eventually(lambda: len(summaries) > count)
+    for _ in range(40):
+        assert leader(etcd, service) == first == balancer.name
+        time.sleep(0.1)
+    slow.clear()
+    eventually(lambda: world.sizes() == [2])
+    assert leader(etcd, service) == first
+
+
+def test_what_the_leader_wrote_is_no_reason_to_balance_again(world, etcd, service):
+    summaries = []
+    world.balancer(on_summary=summaries.append)
+    for endpoint in TEACHERS:
+        world.teacher(endpoint)
+    world.student("a", lead=False)
+    eventually(lambda: world.sizes() == [6])
+    time.sleep(0.5)
+    count = len(summaries)
+    world.teacher("10.0.0.9:9000")
+    eventually(lambda: world.sizes() == [7])
+    time.sleep(0.5)
+    assert len(summaries) == count + 1
+
+
+def test_no_strangers_entry_ends_a_candidate(world, etcd, service):
+    prefix = service_prefix(service)
+    digits = '{"rate": ' + "9" * 400 + "}"
+    for key in (f"{prefix}nodes/{TEACHERS[0]}", f"{prefix}students/x", f"{prefix}assignments/x"):
+        etcd.call(lambda client, key=key: client.put(key, digits))
+    etcd.call(lambda client: client.put(prefix.encode() + b"students/\xff", digits))
+    world.student("a")
+    eventually(lambda: world.sizes() == [1])
+    world.teacher(TEACHERS[1])
+    eventually(lambda: len(world.assigned["a"]) == 2)
+
+
+def test_a_student_outside_an_epoch_gives_its_teachers_back_and_gets_some_when_it_returns(world):
+    for endpoint in TEACHERS:
+        world.teacher(endpoint)
+    a, _ = world.student("a"), world.student("b")
+    eventually(lambda: world.sizes() == [3, 3])
+    a.report(StudentRecord(want=0.0))
+    eventually(lambda: world.sizes() == [0, 6])
+    a.report(StudentRecord())
+    eventually(lambda: world.sizes() == [3, 3])
