@@ -23,14 +23,14 @@ class Limits:
     high when it reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per
     teacher. ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been
     silent for ten times what it usually takes, within these; no task waits longer than
-    ``max_timeout`` for one teacher. ``hedge_factor``: a task that holds up the student for this many times the usual
-    latency (and ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such
-    duplicates are at most this share of all tasks. ``max_attempts``: a task whose teachers were
-    lost this often is given up; ``max_failures``: one that teachers answered with an error of
-    theirs this often, each asked again only when all have failed. ``refusal_patience``: seconds
-    that a task which every connected teacher refuses waits for a teacher of another opinion.
-    ``max_bytes``: of all batches held, those in flight included. Raises ConfigError for values
-    that cannot work.
+    ``max_timeout`` for one teacher. ``hedge_factor``: a task that holds up the student for this
+    many times the usual latency (and ``hedge_min`` seconds) goes to a second teacher too.
+    ``hedge_share``: such duplicates are at most this share of all tasks. ``max_attempts``: a task
+    whose teachers were lost this often is given up; ``max_failures``: one that teachers answered
+    with an error of theirs this often, each asked again only when all have failed.
+    ``refusal_patience``: seconds that a task which every connected teacher refuses waits for a
+    teacher of another opinion. ``max_bytes``: of all batches held, those in flight included. Raises
+    ConfigError for values that cannot work.
     """
 
     low_batches: int = 4

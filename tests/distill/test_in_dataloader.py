@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edl.discovery import Registration
-from edl.discovery.registry import STUDENTS, list_prefix, service_prefix
+from edl.discovery.keys import STUDENTS, service_prefix
+from edl.discovery.watch import list_prefix
 from edl.distill import DistillReader
 from edl.errors import ConfigError, ReaderError
 from tests.distill.test_sources import (
