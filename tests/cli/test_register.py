@@ -9,10 +9,13 @@ import time
 import numpy as np
 import pytest
 
+from edl.cli.register import _can_be_probed, _entry
 from edl.discovery import Registration, list_nodes
 from edl.distill import DistillReader
+from edl.serving import TeacherClient, TensorSpec
 from edl.serving.client.entry import Entry
-from tests.support.processes import ROOT, Registrar, edl, eventually, python_teacher
+from edl.serving.model.prototxt import ModelConfig, Variable, write_config
+from tests.support.processes import ROOT, Registrar, Teacher, edl, eventually, python_teacher
 
 
 @pytest.fixture
@@ -62,6 +65,38 @@ def test_a_server_that_answers_but_does_not_compute_fails_the_probe(where, etcd,
             assert nodes(etcd, service) == {}
         with Registrar(*where, "--server", teacher.endpoint, *FAST):
             eventually(lambda: nodes(etcd, service))
+
+
+def test_a_server_whose_conf_is_known_is_probed_unless_told_otherwise(
+    where, etcd, service, tmp_path
+):
+    spec = TensorSpec((4,), "float32")
+    conf = tmp_path / "conf.prototxt"
+    write_config(
+        conf,
+        ModelConfig(
+            (Variable("img", "img", spec),),
+            (Variable("prob", "prob", TensorSpec((2,), "float32")),),
+        ),
+    )
+    with python_teacher("Hollow") as teacher:
+        named = ("--server", teacher.endpoint, "--conf", conf, *FAST)
+        with Registrar(*where, *named):
+            time.sleep(1.0)
+            assert nodes(etcd, service) == {}
+        with Registrar(*where, *named, "--no-probe"):
+            eventually(lambda: nodes(etcd, service))
+
+
+def test_a_server_is_known_for_the_model_in_its_directory(where, etcd, service, paddle_model):
+    """An entry says the same fingerprint as an edl teacher of that model."""
+    with Teacher("--model", paddle_model) as teacher:
+        with TeacherClient(teacher.endpoint) as client:
+            fingerprint = client.describe().fingerprint
+    directory = paddle_model / "serving_server"
+    options = {"conf": None, "model": directory, "protocol": "baidu_std", "form": "tensors"}
+    assert _entry(options).description.fingerprint == fingerprint
+    assert _can_be_probed(_entry(options).description)
 
 
 def test_an_entry_of_another_registrar_is_left_alone_and_taken_over_when_it_is_gone(
