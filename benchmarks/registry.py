@@ -276,7 +276,7 @@ class Meter:
 
     def usage(self) -> Usage:
         """Seconds of CPU, and etcd's revision, now."""
-        revision = self._etcd.page(b"/", b"/\0", 1).header.revision
+        revision = self._etcd.call(lambda client: client.get_response("/")).header.revision
         return Usage(
             time.monotonic(),
             revision,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -31,6 +32,8 @@ MARGIN = 0.1
 
 #: How many of the richest students, and of the best teachers, are looked at for one change.
 _CANDIDATES = 16
+#: How many teachers of one student are looked at until there is one that another may take.
+_TEACHERS_LOOKED_AT = 100
 _MAX_ROUNDS = 50
 _CROWD = 50
 _ANY_GAIN = 1 + 1e-6  # beyond what floating point makes of equal numbers
@@ -99,7 +102,9 @@ class _State:
     """Links, and what they amount to; changed one link at a time.
 
     ``got``: what each student gets, within 1 / ``_CROWD``: the sum of its teachers' shares as they
-    were ``told``. ``among``: for each teacher, those of its students who have others too.
+    were ``told``. ``ladder``: these shares with their teachers, the least first. ``shared``: those
+    of its teachers that others use too. ``among``: for each teacher, those of its students who have
+    others too.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class _State:
         self.among: dict[str, set[str]] = {teacher: set() for teacher in teachers}
         self.got: dict[str, float] = {}
         self.told: dict[str, float] = {}
+        self.ladder: dict[str, list[tuple[float, str]]] = {}
+        self.shared: dict[str, set[str]] = {}
         self._untold: set[str] = set()
         self._touched: set[str] = set()
         self.avoid: dict[str, frozenset[str]] = {}
@@ -129,6 +136,8 @@ class _State:
                 self.holders[teacher].add(student)
                 if len(links) > 1:
                     self.among[teacher].add(student)
+        for student, links in self.links.items():
+            self.shared[student] = {item for item in links if len(self.holders[item]) > 1}
         self.tell_all()
 
     def tell_all(self) -> None:
@@ -136,7 +145,8 @@ class _State:
         self.told = {teacher: self.share(teacher) for teacher in self.teachers}
         self._untold.clear()
         for student, links in self.links.items():
-            self.got[student] = math.fsum(self.told[teacher] for teacher in links)
+            self.ladder[student] = sorted((self.told[teacher], teacher) for teacher in links)
+            self.got[student] = math.fsum(share for share, _ in self.ladder[student])
 
     def share(self, teacher: str, more: int = 0) -> float:
         """What each of a teacher's students gets of it, if it had ``more`` of them."""
@@ -173,8 +183,12 @@ class _State:
         if links:
             self.among[teacher].add(student)
         links.add(teacher)
-        self.holders[teacher].add(student)
+        holders = self.holders[teacher]
+        holders.add(student)
+        for other in holders if len(holders) == 2 else (student,) if len(holders) > 2 else ():
+            self.shared[other].add(teacher)
         self.got[student] += self.told[teacher]
+        insort(self.ladder[student], (self.told[teacher], teacher))
         self._touched.add(student)
         self._tell(teacher)
 
@@ -182,11 +196,15 @@ class _State:
         """Remove a link."""
         links = self.links[student]
         links.remove(teacher)
-        self.holders[teacher].remove(student)
+        holders = self.holders[teacher]
+        holders.remove(student)
+        for other in (student, *holders) if len(holders) == 1 else (student,):
+            self.shared[other].discard(teacher)
         self.among[teacher].discard(student)
         if len(links) == 1:
             self.among[next(iter(links))].discard(student)
         self.got[student] = self.got[student] - self.told[teacher] if links else 0.0
+        self._take_off_ladder(student, teacher)
         self._touched.add(student)
         self._tell(teacher)
 
@@ -198,10 +216,16 @@ class _State:
             self._untold.add(teacher)
             return
         self._untold.discard(teacher)
-        self.told[teacher] = share
-        for student in holders:
+        for student in holders if news else ():
             self.got[student] += news
+            self._take_off_ladder(student, teacher)
+            insort(self.ladder[student], (share, teacher))
+        self.told[teacher] = share
         self._touched |= holders
+
+    def _take_off_ladder(self, student: str, teacher: str) -> None:
+        ladder = self.ladder[student]
+        del ladder[bisect_left(ladder, (self.told[teacher], teacher))]
 
     # --- the three kinds of changes ---------------------------------------------------------
 
@@ -210,14 +234,15 @@ class _State:
         beside others, let go of the least.
         """
         released = False
+        crowded = {teacher for teacher in self.teachers if self.is_crowded(teacher)}
         for student, asked in self.students.items():
-            links = [(self.share(teacher), teacher) for teacher in self.links[student]]
-            heapq.heapify(links)
-            while len(links) > 1:
-                share, least = heapq.heappop(links)
-                enough = self.exactly(student) - share >= asked.want * (1 + MARGIN)
-                over = len(self.links[student]) > asked.max_teachers
-                if not enough and not over and not self.is_crowded(least):
+            ladder = self.ladder[student]
+            while len(ladder) > 1:
+                least = ladder[0][1]
+                left = self.exactly(student) - self.share(least)
+                enough = left >= asked.want * (1 + MARGIN)
+                over = len(ladder) > asked.max_teachers
+                if not enough and not over and least not in crowded:
                     break
                 self.unlink(student, least)
                 released = True
@@ -292,26 +317,28 @@ class _State:
         """The change that leaves the poorest of those it touches best off, if it is worth it. Links
         change hands or go for any gain, one more must be worth ``MARGIN``.
         """
-        got = self.exactly(student)
-        changes = self._leaves(student, got)
+        got, links = self.exactly(student), self.links[student]
         worth = got * (1 + MARGIN)
-        offers = [
+        anywhere = [
             teacher
             for teacher in self._top(best, self._is_current)
             if self.may_take(student, teacher)
         ]
-        roomy = [teacher for teacher in offers if not self.is_crowded(teacher, 1)]
+        roomy = [teacher for teacher in anywhere if not self.is_crowded(teacher, 1)]
+        changes = self._leaves(student, got)
         if self.has_room(student):
             moves = self._moves(student, got, rich)
             changes += [change for change in moves if change.value > got * _ANY_GAIN]
-            shares = self._shares(got, student, roomy if self.links[student] else offers)
-            changes += [change for change in shares if change.value > worth]
-        if self.links[student]:
-            links = self.links[student]
-            least = min(links, key=lambda teacher: (self.share(teacher), teacher))
-            offers = roomy if len(links) > 1 else offers
-            switches = self._shares(got, student, offers, instead_of=least)
-            changes += [change for change in switches if change.value > worth]
+        least = self.ladder[student][0][1] if links else None
+        if least is None:
+            shares = self._shares(got, student, anywhere)
+        elif len(links) == 1 and self.is_crowded(least):
+            shares = self._shares(got, student, anywhere, instead_of=least)
+        else:
+            shares = self._shares(got, student, roomy if self.has_room(student) else [])
+            instead = anywhere if len(links) == 1 else roomy
+            shares += self._shares(got, student, instead, instead_of=least)
+        changes += [change for change in shares if change.value > worth]
         return max(changes, key=_Change.order, default=None)
 
     def _leaves(self, student: str, got: float) -> list[_Change]:
@@ -319,7 +346,7 @@ class _State:
         those who stay are better off and the leaver is no poorer than the poorest of them was.
         """
         changes = []
-        for teacher in self.links[student]:
+        for teacher in self.shared[student]:
             leavers = [(self.exactly(name), name) for name in self.among[teacher]]
             had, rich = max((pair for pair in leavers if pair[1] != student), default=(0.0, ""))
             left = had - self.share(teacher)
@@ -341,14 +368,28 @@ class _State:
             had = self.exactly(donor)
             if had <= got * (1 + MARGIN):
                 break
-            candidates = self.links[donor] - self.links[student] - self.avoid[student]
-            if len(self.links[donor]) < 2 or not candidates:
+            take = self._nearest(donor, (had - got) / 2, student)
+            if len(self.links[donor]) < 2 or take is None:
                 continue
-            half = (had - got) / 2
-            take = min(candidates, key=lambda item: (abs(self.share(item) - half), item))
             value = min(had - self.share(take), got + self.share(take))
             changes.append(_Change(value, ((donor, take),), ((student, take),)))
         return changes
+
+    def _nearest(self, donor: str, share: float, student: str) -> Optional[str]:
+        """The teacher of one student that another may take, and whose share is nearest to one."""
+        ladder = self.ladder[donor]
+        above = bisect_left(ladder, (share, ""))
+        below = above - 1
+        for _ in range(min(len(ladder), _TEACHERS_LOOKED_AT)):
+            up = ladder[above][0] - share if above < len(ladder) else math.inf
+            down = share - ladder[below][0] if below >= 0 else math.inf
+            if up < down:
+                teacher, above = ladder[above][1], above + 1
+            else:
+                teacher, below = ladder[below][1], below - 1
+            if self.may_take(student, teacher):
+                return teacher
+        return None
 
     def _shares(
         self, got: float, student: str, offers: list[str], instead_of: Optional[str] = None

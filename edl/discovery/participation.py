@@ -21,6 +21,7 @@ from edl.discovery.watch import Members, Watch
 STUDENT_TTL = 10
 
 _REPORT_EVERY = 5.0
+_NOISE_OF_ONE = 0.5
 _CLOSE_WITHIN = 1.0
 
 
@@ -101,10 +102,14 @@ def _is_urgent(old: StudentRecord, new: StudentRecord) -> bool:
 
 
 def _is_news(old: StudentRecord, new: StudentRecord) -> bool:
-    """Whether what was measured has changed by more than noise."""
+    """Whether what was measured has changed by more than noise: all teachers together, or one of
+    them by much more, since of many there is always one that differs a little.
+    """
     known = old.rates.keys() & new.rates.keys()
+    before, after = (sum(record.rates[teacher] for teacher in known) for record in (old, new))
     return (
         differs(old.rows_per_second, new.rows_per_second)
         or bool(new.rates.keys() - old.rates.keys())
-        or any(differs(old.rates[teacher], new.rates[teacher]) for teacher in known)
+        or differs(before, after)
+        or any(differs(old.rates[name], new.rates[name], _NOISE_OF_ONE) for name in known)
     )

@@ -81,9 +81,9 @@ def parse_rate(text: str) -> Optional[float]:
     return _within(_LEAST_RATE, read_object(text).get("rate"))
 
 
-def differs(before: float, after: float) -> bool:
-    """Whether two measurements differ by more than noise."""
-    return abs(after - before) > _NOISE * max(before, after)
+def differs(before: float, after: float, noise: float = _NOISE) -> bool:
+    """Whether two measurements differ by more than noise, a share of the larger."""
+    return abs(after - before) > noise * max(before, after)
 
 
 def read_object(text: str) -> dict[str, Any]:

@@ -253,3 +253,17 @@ def test_four_times_the_students_take_about_four_times_as_long():
 
     seconds(100)
     assert seconds(2000) < 10 * seconds(500), "quadratic would be sixteen"
+
+
+def test_a_second_student_takes_its_half_of_four_times_the_teachers_in_about_four_times_the_time():
+    def seconds(size):
+        teachers = {f"t{i}": 10.0 * (1 + i % 7) for i in range(size)}
+        before = balance(teachers, {"a": Student()}, {})
+        started = time.process_time()
+        after = balance(teachers, {"a": Student(), "b": Student()}, before)
+        took = time.process_time() - started
+        assert min(rates(teachers, after).values()) >= 0.45 * sum(teachers.values())
+        return took
+
+    seconds(100)
+    assert seconds(8000) < 10 * seconds(2000), "quadratic would be sixteen"
