@@ -1,6 +1,7 @@
 """Shared real parts: an etcd, exported Paddle models, a cheap teacher."""
 
 import itertools
+import signal
 
 import pytest
 
@@ -9,6 +10,12 @@ from edl.discovery.embedded import EmbeddedEtcd
 from tests.support.processes import python_teacher
 
 _numbers = itertools.count()
+
+
+def pytest_configure():
+    """A shell's background jobs ignore Ctrl-C, and so would all that the tests start and stop."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

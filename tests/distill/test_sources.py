@@ -1,6 +1,7 @@
 """Every kind of source, several teacher models, and the reader inside a DataLoader."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -345,3 +346,93 @@ def test_a_trace_opens_as_json_and_shows_teachers_source_and_student(
     spans = [event for event in events if event["ph"] == "X" and "batch" in event["name"]]
     assert len(spans) == COUNT
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
+
+
+# --- positions that mean nothing here -----------------------------------------------------------
+
+
+def state_after(teacher, source, taken=6):
+    with make(teacher, source) as reader:
+        iterator = iter(reader)
+        for _ in range(taken):
+            next(iterator)
+        state = json.loads(json.dumps(reader.state_dict()))
+        iterator.close()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("other", "names"),
+    [
+        (lambda: paddle.io.DataLoader(Numbers(), batch_size=2), "length is 23, this reader's 46"),
+        (lambda: paddle.io.DataLoader(Numbers(size=96), batch_size=ROWS), "length is 23.*24"),
+        (
+            lambda: paddle.io.DataLoader(Numbers(size=46), batch_size=2),
+            "batch size is 4, this reader's 2",
+        ),
+    ],
+)
+def test_a_state_of_another_source_is_refused(sums_teacher, other, names):
+    state = state_after(sums_teacher, loader())
+    with pytest.raises(ConfigError, match=names):
+        make(sums_teacher, other()).load_state_dict(state)
+
+
+def test_a_state_of_other_slots_is_refused(sums_teacher):
+    state = state_after(sums_teacher, loader())
+    reader = DistillReader(["img", "target"], ["prob"], loader(), sums_teacher.endpoint)
+    with pytest.raises(ConfigError, match="its ins is"):
+        reader.load_state_dict(state)
+
+
+def test_a_source_that_gives_another_order_is_refused(sums_teacher):
+    class Seeded(paddle.io.BatchSampler):
+        def __init__(self, seed):
+            super().__init__(Numbers(), batch_size=ROWS)
+            self.seed = seed
+
+        def __iter__(self):
+            order = np.random.RandomState(self.seed).permutation(COUNT * ROWS)
+            return iter(order.reshape(COUNT, ROWS).tolist())
+
+    def source(seed):
+        return paddle.io.DataLoader(Numbers(), batch_sampler=Seeded(seed))
+
+    state = state_after(sums_teacher, source(1))
+    with resumed(sums_teacher, source(1), state) as reader:
+        assert len(list(reader)) == COUNT - 6
+    with resumed(sums_teacher, source(2), state) as reader:
+        with pytest.raises(SourceError, match=r"another order.*seed its shuffling"):
+            next(iter(reader))
+
+
+def test_a_loader_that_shuffles_by_numpy_goes_on_in_the_same_order(sums_teacher):
+    def source():
+        return paddle.io.DataLoader(Numbers(), batch_size=ROWS, shuffle=True)
+
+    with make(sums_teacher, source()) as reader:
+        iterator = iter(reader)
+        first = [label for _ in range(6) for label in np.asarray(next(iterator)[1]).tolist()]
+        state = json.loads(json.dumps(reader.state_dict()))
+        iterator.close()
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    with resumed(sums_teacher, source(), state) as reader:
+        rest = [label for slots in reader for label in np.asarray(slots[1]).tolist()]
+        assert sorted(first + rest) == list(range(COUNT * ROWS))
+        assert np.random.get_state()[1].tolist() == before, "the program's own numbers are its own"
+
+
+def test_a_loaders_persistent_workers_are_kept_from_one_epoch_to_the_next(sums_teacher):
+    class Where(paddle.io.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return np.full(3, index, "f4"), os.getpid()
+
+    source = paddle.io.DataLoader(Where(), batch_size=4, num_workers=1, persistent_workers=True)
+    with make(sums_teacher, source) as reader:
+        pids = [{int(pid) for slots in reader for pid in slots[1]} for _ in range(2)]
+        assert pids[0] == pids[1]
+        assert os.getpid() not in pids[0]
