@@ -92,8 +92,9 @@ class Cluster:
     def start(self) -> None:
         """Register all teachers, and keep them."""
         endpoints = list(self.speeds)
-        for first in range(0, len(endpoints), PER_LEASE):
-            self._register(endpoints[first : first + PER_LEASE])
+        size = max(1, min(PER_LEASE, len(endpoints) // 20))
+        for first in range(0, len(endpoints), size):
+            self._register(endpoints[first : first + size])
         for thread in self._threads:
             thread.start()
 
