@@ -15,15 +15,19 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from edl.errors import ModelError
+from edl.errors import ModelError, WireError
 from edl.serving.server.batching import Batcher, batch_key
+from edl.serving.server.gate import Guest
+from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
+from edl.serving.server.rate import Rate
 from edl.serving.wire import frame
 from edl.serving.wire.description import Description
 from edl.serving.wire.messages import Request
+from edl.serving.wire.tensor import as_text_array
 from edl.serving.worker import control
-from edl.serving.worker.arena import Allocator, Arena
-from edl.serving.worker.handles import Result, Worker, WorkerDied, WorkerError
+from edl.serving.worker.child import WorkerDied
+from edl.serving.worker.handles import Result, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ class Job:
     it was in a batch that killed a worker, so it is computed alone from now on.
     """
 
-    client: Hashable
+    client: Guest
     fetches: list[str]
     rows: int
     blocks: list[int]
@@ -77,18 +81,16 @@ class Engine:
 
     def __init__(
         self,
-        inputs: Arena,
+        memory: RequestMemory,
         workers: Sequence[Worker],
         batcher: Batcher[Job],
         metrics: Metrics,
         load_timeout: float,
         run_timeout: float,
     ) -> None:
-        self._inputs = inputs
-        self._base = _address(np.frombuffer(inputs.view(0, 1), np.uint8))
-        self._allocator = Allocator(inputs.size)
-        self._room_turn = asyncio.Lock()
-        self._room = asyncio.Event()
+        self._memory = memory
+        self._inputs = memory.arena
+        self._base = control.address(np.frombuffer(memory.view(0, 1), np.uint8))
         self._workers = list(workers)
         self._ready: set[Worker] = set()
         self._idle: list[Worker] = []
@@ -98,8 +100,7 @@ class Engine:
         self._run_timeout = run_timeout
         self._running: dict[Worker, float] = {}
         self._broken = ""
-        self._row_seconds = 0.0
-        self._usual_rows = 1.0
+        self._rate = Rate()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._tasks: set[asyncio.Task] = set()
         self.loaded = False
@@ -118,7 +119,8 @@ class Engine:
         """Rows per second that all workers together compute when they are kept busy; 0 until that
         is known.
         """
-        return len(self._ready) / self._row_seconds if self._row_seconds > 0 else 0.0
+        seconds = self._rate.row_seconds
+        return len(self._ready) / seconds if seconds > 0 else 0.0
 
     @property
     def worker_pids(self) -> list[int]:
@@ -147,76 +149,73 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
-    # --- memory for requests ----------------------------------------------------------------
-
-    async def reserve(self, size: int) -> int:
-        """A block of the input arena; first come, first served when it is full."""
-        async with self._room_turn:
-            while (block := self._allocator.allocate(size)) is None:
-                self._room.clear()
-                await self._room.wait()
-            return block
-
-    def view(self, block: int, size: int) -> memoryview:
-        """The memory of a block."""
-        return self._inputs.view(block, size)
-
-    def free(self, block: int) -> None:
-        """Give a block back that was not handed over with a request."""
-        self._allocator.free(block)
-        self._room.set()
-
     # --- requests ---------------------------------------------------------------------------
 
     def submit(
         self,
         request: Request,
         blocks: list[int],
-        client: Hashable,
+        client: Guest,
         finish: Callable[[Outcome], None],
-    ) -> None:
+    ) -> bool:
         """Accept a request; ``finish`` gets its outcome exactly once, perhaps before this returns.
 
         ``blocks``, where the request's arrays may lie, are the engine's from here on. ``client``
-        is whom the teacher's time is shared by.
+        is whom the teacher's time is shared by. Whether the request was right, even if it could
+        not be taken.
         """
         job = Job(client, [], 0, list(blocks), finish, asyncio.get_running_loop().time())
         try:
-            if not self.loaded:
-                raise Refusal(frame.ELIMIT, LOADING)
-            job.fetches, job.rows = check_request(self.description, request)
-            if not job.rows:
-                self._finish(job, Outputs(self._no_rows(job.fetches), _nothing))
-                return
-            if self._batcher.is_full(client):
-                raise Refusal(frame.ELIMIT, f"busy: {len(self._batcher)} requests wait already")
-            if self._broken:
-                raise Refusal(frame.ELIMIT, self._broken)
-            for name, array in request.feeds.items():
-                job.refs[name] = self._place(job, array)
+            outcome = self._prepare(job, request)
         except Refusal as refusal:
-            self._finish(job, refusal)
-            return
-        job.key = batch_key(request.feeds, job.fetches)
-        self._enqueue(job)
-        self._dispatch()
+            outcome = refusal
+        except Exception as error:
+            logger.exception("taking a request of %s failed", client.peer)
+            outcome = Refusal(frame.EINTERNAL, f"the teacher failed: {_said(error)}")
+        if outcome is not None:
+            self._finish(job, outcome)
+        else:
+            self._enqueue(job)
+            self._dispatch()
+        return job.rows > 0
+
+    def _prepare(self, job: Job, request: Request) -> Optional[Outcome]:
+        """Check a request and place it for the workers; its outcome, if it has one already. Raises
+        Refusal.
+        """
+        if not self.loaded:
+            raise Refusal(frame.ELIMIT, LOADING)
+        job.fetches, job.rows = check_request(self.description, request)
+        if not job.rows:
+            return Outputs(self._no_rows(job.fetches), _nothing)
+        if self._batcher.is_full(job.client):
+            raise Refusal(frame.ELIMIT, f"busy: {len(self._batcher)} requests wait already")
+        if self._broken:
+            raise Refusal(frame.ELIMIT, self._broken)
+        placed = {name: self._place(job, name, array) for name, array in request.feeds.items()}
+        job.key = batch_key(placed, job.fetches)
+        return None
 
     def _enqueue(self, job: Job) -> None:
         key = id(job) if job.suspect else job.key
         self._batcher.add(job, job.rows, key, job.client, asyncio.get_running_loop().time())
 
-    def _place(self, job: Job, array: np.ndarray) -> list[Any]:
-        """Where ``array`` lies in the input arena; one that does not is copied there."""
-        offset = _address(array) - self._base
+    def _place(self, job: Job, name: str, array: np.ndarray) -> np.ndarray:
+        """A feed as it lies in the input arena; one that does not lie there is copied there."""
+        offset = control.address(array) - self._base
         if not 0 <= offset < self._inputs.size:
-            array = array.astype(str) if array.dtype == object else array
-            block = self._allocator.allocate(array.nbytes)
+            try:
+                array = as_text_array(name, array, self._memory.budget.largest_claim)
+            except WireError as error:
+                raise _refusal(str(error)) from None
+            block = self._memory.try_block(job.client, array.nbytes)
             if block is None:
                 raise Refusal(frame.ELIMIT, "busy: this teacher's request memory is full")
             job.blocks.append(block)
             offset = block
             control.resolve(self._inputs, control.tensor_ref(offset, array))[...] = array
-        return control.tensor_ref(offset, array)
+        job.refs[name] = control.tensor_ref(offset, array)
+        return array
 
     def _no_rows(self, fetches: list[str]) -> dict[str, np.ndarray]:
         """What any model answers to no rows: outputs of no rows."""
@@ -228,7 +227,7 @@ class Engine:
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         for block in job.blocks:
-            self.free(block)
+            self._memory.free(block)
         job.blocks.clear()
         job.finish(outcome)
 
@@ -277,17 +276,11 @@ class Engine:
         else:
             took = asyncio.get_running_loop().time() - started
             self._metrics.compute_seconds.observe(took)
-            self._learn_rate(rows, took)
+            self._rate.observe(rows, took)
             self._answer(worker, jobs, result)
         if worker in self._ready:
             self._idle.append(worker)
             self._dispatch()
-
-    def _learn_rate(self, rows: int, seconds: float) -> None:
-        """A moving average over batches; small ones say little and count less."""
-        weight = 0.2 * min(1.0, rows / max(1.0, self._usual_rows))
-        self._usual_rows += (rows - self._usual_rows) / 16
-        self._row_seconds += weight * (seconds / rows - self._row_seconds)
 
     async def _compute_each(self, worker: Worker, jobs: list[Job], error: WorkerError) -> None:
         """After a batch has failed: each of its requests alone, so that one that is at fault harms
@@ -414,12 +407,12 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
     return fetches, rows.pop()
 
 
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
 def _refusal(text: str) -> Refusal:
     return Refusal(frame.EREQUEST, text)
+
+
+def _said(error: Exception) -> str:
+    return "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
 
 
 def _names(specs: Any) -> str:

@@ -1,4 +1,4 @@
-"""Requests that come as baidu_std frames: one connection's loop, and the answers' way back."""
+"""Requests that come as baidu_std frames, and the answers' way back."""
 
 from __future__ import annotations
 
@@ -9,109 +9,116 @@ from typing import Callable, Optional
 
 from edl.errors import WireError
 from edl.serving.server.engine import Outcome, Refusal
-from edl.serving.server.service import Limits, Service
+from edl.serving.server.gate import Guest
+from edl.serving.server.service import Service
 from edl.serving.server.stream import Stream
 from edl.serving.wire import frame
-from edl.serving.wire.compression import decompress
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE
-from edl.serving.wire.messages import METHOD, SERVICE, decode_request, encode_response
+from edl.serving.wire.messages import METHODS, SERVICE, encode_response
 from edl.serving.wire.tensor import Buffer
 
 logger = logging.getLogger(__name__)
 
 #: brpc's compress_type in words; its snappy (1) is not supported.
-_COMPRESSIONS = {2: "gzip", 3: "zlib"}
-
+_COMPRESSIONS = {0: "", 2: "gzip", 3: "zlib"}
 
 #: Requests of one connection beyond which nothing is read until some are answered: a client that
 #: does not take its answers must not fill the memory they lie in.
 _MAX_UNANSWERED = 256
 
+#: Seconds that the rest of a frame is worth that will be refused.
+_REFUSAL_PATIENCE = 1.0
+
 
 class FrameConnection:
-    """Serves one connection."""
+    """The frames of one connection."""
 
-    def __init__(self, stream: Stream, service: Service, limits: Limits) -> None:
+    def __init__(self, stream: Stream, guest: Guest, service: Service) -> None:
         self._stream = stream
+        self._guest = guest
         self.service = service
-        self._limits = limits
         self._unanswered = 0
         self._answered = asyncio.Event()
 
-    async def serve(self, header: bytearray) -> None:
-        """Answer requests until the peer closes. ``header``: the first frame's, received already.
+    async def serve_one(self, header: bytearray) -> bool:
+        """Receive the rest of the frame that begins with ``header``, and see to it that it is
+        answered. Whether the connection may go on.
 
-        Raises WireError for bytes that are not frames, EOFError, TimeoutError and OSError for a
+        Raises WireError for bytes that are not a frame, EOFError, TimeoutError and OSError for a
         connection that ends.
         """
-        while await self._receive(*frame.parse_header(header, self._limits.max_body)):
-            while self._unanswered >= _MAX_UNANSWERED:
-                self._answered.clear()
-                await self._answered.wait()
-            await self._stream.read_into(memoryview(header), self._limits.idle)
-
-    async def _receive(self, body_size: int, meta_size: int) -> bool:
-        """Receive a frame's body and handle it. Whether the connection may go on."""
-        engine, stream, patience = self.service.engine, self._stream, self._limits.patience
+        body_size, meta_size = frame.parse_header(header, limit=0xFFFF_FFFF)
+        if body_size > self.service.intake.max_body:
+            await self._refuse_large(body_size, meta_size)
+            return False
         head = memoryview(b"")
-        if not stream.trusted:  # nothing large is received for a stranger
+        if self.service.needs_token and not self._guest.trusted:
             head = memoryview(bytearray(meta_size))
-            await stream.read_into(head, patience)
-            request = _as_request(frame.parse_meta(head))
-            if not self.service.trusts(request.authentication):
-                await self._turn_away(request)
+            await self._stream.read_into(head, self._stream.pace())
+            meta = _as_request(frame.parse_meta(head))
+            if not self.service.trusts(self._guest, meta.authentication):
+                said = "wrong token" if meta.authentication else "this teacher needs a token"
+                self._refuse(meta, Refusal(frame.ERPCAUTH, said))
                 return False
-            stream.trusted = True
-        block = await engine.reserve(body_size)
-        try:
-            body = engine.view(block, body_size)
-            body[: len(head)] = head
-            await stream.read_into(body[len(head) :], patience)
-            meta, payload = frame.parse_body(body, meta_size)
-            request = _as_request(meta)
-        except BaseException:
-            engine.free(block)
-            raise
-        self._handle(request, payload, block)
+        block = await self.service.memory.receive(self._stream, self._guest, head, body_size)
+        await self._handle(block, body_size, meta_size)
+        await self._wait_for_answers(_MAX_UNANSWERED - 1)
         return True
 
-    async def _turn_away(self, request: frame.RequestMeta) -> None:
-        said = "wrong token" if request.authentication else "this teacher needs a token"
-        answer = _Answer(self, request.correlation_id)
-        answer.finish(Refusal(frame.ERPCAUTH, said))
-        await self._stream.finish(patience=1.0)
+    async def settle(self) -> None:
+        """Wait until everything is answered."""
+        await self._wait_for_answers(0)
 
-    def _handle(self, meta: frame.RequestMeta, payload: memoryview, block: int) -> None:
-        """Answer a request at once, or give it to the engine. Takes ``block`` over."""
-        answer = _Answer(self, meta.correlation_id)
-        blocks = [block]
+    async def _wait_for_answers(self, most: int) -> None:
+        while self._unanswered > most:
+            self._answered.clear()
+            await self._answered.wait()
+
+    async def _refuse_large(self, body_size: int, meta_size: int) -> None:
+        """Say so to who asks, which takes the head of the frame; its body is not received."""
+        head = memoryview(bytearray(meta_size))
         try:
+            await asyncio.wait_for(
+                self._stream.read_into(head, self._stream.pace()), _REFUSAL_PATIENCE
+            )
+        except asyncio.TimeoutError:
+            raise WireError(f"frame of {body_size} bytes is beyond the limit") from None
+        text = self.service.intake.too_large(body_size, is_json=False)
+        self._refuse(_as_request(frame.parse_meta(head)), Refusal(frame.EREQUEST, text))
+
+    def _refuse(self, meta: frame.RequestMeta, refusal: Refusal) -> None:
+        _Answer(self, meta.correlation_id).finish(refusal)
+
+    async def _handle(self, block: int, body_size: int, meta_size: int) -> None:
+        """Answer a request at once, or give it to the engine. Takes ``block`` over."""
+        blocks = [block]
+        answer: Optional[_Answer] = None
+        try:
+            body = self.service.memory.view(block, body_size)
+            parsed, payload = frame.parse_body(body, meta_size)
+            meta = _as_request(parsed)
+            answer = _Answer(self, meta.correlation_id)
             if (meta.service, meta.method) == (DESCRIBE_SERVICE, DESCRIBE_METHOD):
                 answer.send(0, "", [self.service.describe()])
                 return
-            request = decode_request(self._payload(meta, payload))
-            blocks = []
-            self.service.submit(request, [block], self._stream, answer.finish)
+            compression = _check(meta)
+            request = await self.service.intake.request(
+                self._guest, blocks, block + meta_size, len(payload), False, compression
+            )
+            answer.log_id = request.log_id
+            submitted, blocks = blocks, []
+            self.service.submit(request, submitted, self._guest, answer.finish)
         except Refusal as refusal:
+            assert answer is not None
             answer.finish(refusal)
-        except WireError as error:
-            answer.finish(Refusal(frame.EREQUEST, f"malformed request: {error}"))
+        except Exception as error:
+            if answer is None:  # not a request: nobody to answer
+                raise
+            logger.exception("a request of %s failed", self._guest.peer)
+            answer.finish(Refusal(frame.EINTERNAL, f"the teacher failed: {type(error).__name__}"))
         finally:
             for unused in blocks:
-                self.service.engine.free(unused)
-
-    def _payload(self, meta: frame.RequestMeta, payload: memoryview) -> memoryview:
-        """The request message. Raises Refusal if it is not for the model, or cannot be unpacked."""
-        if meta.service != SERVICE:
-            raise Refusal(frame.ENOSERVICE, f"no service {meta.service!r}; there is {SERVICE}")
-        if meta.method != METHOD:
-            raise Refusal(frame.ENOMETHOD, f"no method {meta.method!r}; there is {METHOD}")
-        if not meta.compress_type:
-            return payload
-        if meta.compress_type not in _COMPRESSIONS:
-            text = f"compression {meta.compress_type} is not supported; gzip (2) and zlib (3) are"
-            raise Refusal(frame.EREQUEST, text)
-        return decompress(payload, _COMPRESSIONS[meta.compress_type], self._limits.max_body)
+                self.service.memory.free(unused)
 
     def send(
         self, meta: frame.ResponseMeta, payload: list[Buffer], sent: Callable[[], None]
@@ -136,12 +143,13 @@ class FrameConnection:
 class _Answer:
     """The answer to one request, sent exactly once."""
 
-    __slots__ = ("_arrived", "_connection", "_correlation_id")
+    __slots__ = ("_arrived", "_connection", "_correlation_id", "log_id")
 
     def __init__(self, connection: FrameConnection, correlation_id: int) -> None:
         self._connection = connection
         self._correlation_id = correlation_id
         self._arrived = time.monotonic()
+        self.log_id = 0
         connection.begin()
 
     def finish(self, outcome: Outcome) -> None:
@@ -150,8 +158,8 @@ class _Answer:
             self.send(outcome.code, str(outcome), [])
             return
         try:
-            payload = encode_response(outcome.arrays)
-        except WireError as error:
+            payload = encode_response(outcome.arrays, self.log_id)
+        except (WireError, MemoryError) as error:
             outcome.release()
             self.send(frame.EINTERNAL, f"the model's outputs cannot be sent: {error}", [])
         else:
@@ -177,3 +185,19 @@ def _as_request(meta: frame.Meta) -> frame.RequestMeta:
     if not isinstance(meta, frame.RequestMeta):
         raise WireError("got an answer where a request should be")
     return meta
+
+
+def _check(meta: frame.RequestMeta) -> str:
+    """How the message is compressed. Raises Refusal if it is not for the model, or cannot be
+    unpacked.
+    """
+    if meta.service != SERVICE:
+        raise Refusal(frame.ENOSERVICE, f"no service {meta.service!r}; there is {SERVICE}")
+    if meta.method not in METHODS:
+        raise Refusal(
+            frame.ENOMETHOD, f"no method {meta.method!r}; there are {' and '.join(METHODS)}"
+        )
+    if meta.compress_type not in _COMPRESSIONS:
+        text = f"compression {meta.compress_type} is not supported; gzip (2) and zlib (3) are"
+        raise Refusal(frame.EREQUEST, text)
+    return _COMPRESSIONS[meta.compress_type]

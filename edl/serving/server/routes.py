@@ -3,34 +3,39 @@
 ==============================================  ==================================================
 POST /GeneralModelService/inference             the model, as Paddle Serving serves it: protobuf
                                                 (``application/proto``) or JSON bodies, gzip or not
+POST /GeneralModelService/debug                 the same
 GET /GeneralModelService/describe               what is served, as JSON
 GET /healthz                                    200 while the process works
 GET /readyz                                     200 while requests would be computed, else 503
 GET /metrics                                    Prometheus
 ==============================================  ==================================================
 
-An error's status follows brpc's code for it, which ``x-bd-error-code`` carries as brpc does.
+Pages take no body. An error's status follows brpc's code for it, which ``x-bd-error-code`` carries
+as brpc does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Optional
 
 from edl.errors import WireError
 from edl.serving.server.engine import Outcome, Outputs, Refusal
-from edl.serving.server.http import Head, HttpResponse
+from edl.serving.server.gate import Guest
+from edl.serving.server.http import Body, Head, HttpResponse
 from edl.serving.server.metrics import CONTENT_TYPE
-from edl.serving.server.service import Limits, Service
-from edl.serving.server.stream import Stream
+from edl.serving.server.service import Service
 from edl.serving.wire import frame, json_codec
-from edl.serving.wire.compression import compress, decompress
-from edl.serving.wire.messages import METHOD, SERVICE, Request, decode_request, encode_response
+from edl.serving.wire.compression import compress
+from edl.serving.wire.messages import METHODS, SERVICE, Request, encode_response
 from edl.serving.wire.tensor import Buffer, size_of
 
+logger = logging.getLogger(__name__)
+
 _SHORT_NAME = SERVICE.rpartition(".")[2]
-_INFERENCE = (f"/{_SHORT_NAME}/{METHOD}", f"/{SERVICE}/{METHOD}")
+_INFERENCE = tuple(f"/{name}/{method}" for method in METHODS for name in (_SHORT_NAME, SERVICE))
 _DESCRIBE = f"/{_SHORT_NAME}/describe"
 _PROTOBUF = ("application/proto", "application/x-protobuf")
 _JSON = "application/json"
@@ -51,15 +56,28 @@ _STATUS = {
 #: Responses smaller than this are not worth compressing (brpc's own threshold).
 _COMPRESS_FROM = 512
 
+#: Larger ones are sent as they are: floats hardly shrink, and joining them takes the loop's time.
+_COMPRESS_TO = 16 << 20
+
 
 class Routes:
     """The handler of HTTP requests (see http.Handler)."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._limits = limits
+        self._intake = service.intake
 
-    def admit(self, head: Head) -> Optional[HttpResponse]:
+    def limit(self, head: Head) -> int:
+        """See http.Handler."""
+        return self._intake.limit(_is_json(head)) if head.path in _INFERENCE else 0
+
+    def too_large(self, head: Head, size: int) -> str:
+        """See http.Handler."""
+        if head.path in _INFERENCE:
+            return self._intake.too_large(size, _is_json(head))
+        return f"{head.path} takes no body"
+
+    def admit(self, guest: Guest, head: Head) -> Optional[HttpResponse]:
         """See http.Handler."""
         allowed = "POST" if head.path in _INFERENCE else "GET"
         if head.path not in (*_INFERENCE, *_PAGES):
@@ -71,16 +89,17 @@ class Routes:
             )
         if head.path not in _OPEN and self._service.needs_token:
             scheme, _, token = head.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._service.trusts(token.strip().encode()):
+            credential = token.strip().encode()
+            if scheme.lower() != "bearer" or not self._service.trusts(guest, credential):
                 refusal = self._refuse(frame.ERPCAUTH, "this teacher needs its bearer token")
                 refusal.headers["www-authenticate"] = "Bearer"
                 return refusal
         return None
 
-    async def handle(self, stream: Stream, head: Head, body: bytearray) -> HttpResponse:
+    async def handle(self, guest: Guest, head: Head, body: Optional[Body]) -> HttpResponse:
         """See http.Handler."""
-        if head.path in _INFERENCE:
-            return await self._infer(stream, head, body)
+        if body is not None:
+            return await self._infer(guest, head, body)
         if head.path == "/healthz":
             return HttpResponse(200, "text/plain", [b"ok\n"])
         if head.path == "/readyz":
@@ -95,11 +114,11 @@ class Routes:
         except Refusal as refusal:
             return self._refuse(refusal.code, str(refusal))
 
-    async def _infer(self, stream: Stream, head: Head, body: bytearray) -> HttpResponse:
+    async def _infer(self, guest: Guest, head: Head, body: Body) -> HttpResponse:
         arrived = time.monotonic()
         self._service.begin()
         try:
-            response = await self._compute(stream, head, body)
+            response = await self._compute(guest, head, body)
             code = int(response.headers.get("x-bd-error-code", 0))
         except BaseException:
             self._service.end("http", frame.EINTERNAL, arrived)
@@ -113,24 +132,25 @@ class Routes:
         response.sent = sent
         return response
 
-    async def _compute(self, stream: Stream, head: Head, body: bytearray) -> HttpResponse:
-        # Off the loop, which must go on serving others: bodies may be large, and JSON is slow.
+    async def _compute(self, guest: Guest, head: Head, body: Body) -> HttpResponse:
+        blocks = [body.block]
         try:
-            request = await asyncio.to_thread(self._decode, head, body)
-        except WireError as error:
-            return self._refuse(frame.EREQUEST, f"malformed request: {error}")
+            request = await self._decode(guest, head, body, blocks)
+            submitted, blocks = blocks, []
+            outcome = await self._outcome(request, submitted, guest)
+            if isinstance(outcome, Refusal):
+                raise outcome
+            return await self._respond(head, outcome, request.log_id)
         except Refusal as refusal:
             return self._refuse(refusal.code, str(refusal))
-        outcome = await self._outcome(request, stream)
-        if isinstance(outcome, Refusal):
-            return self._refuse(outcome.code, str(outcome))
-        try:
-            return await asyncio.to_thread(self._encode, head, outcome)
-        except WireError as error:
-            outcome.release()
-            return self._refuse(frame.EINTERNAL, f"the model's outputs cannot be sent: {error}")
+        except Exception as error:
+            logger.exception("a request of %s failed", guest.peer)
+            return self._refuse(frame.EINTERNAL, f"the teacher failed: {type(error).__name__}")
+        finally:
+            for unused in blocks:
+                self._service.memory.free(unused)
 
-    async def _outcome(self, request: Request, stream: Stream) -> Outcome:
+    async def _outcome(self, request: Request, blocks: list[int], guest: Guest) -> Outcome:
         finished = asyncio.get_running_loop().create_future()
 
         def finish(outcome: Outcome) -> None:
@@ -139,38 +159,47 @@ class Routes:
             elif isinstance(outcome, Outputs):  # the server is being stopped
                 outcome.release()
 
-        self._service.submit(request, [], stream, finish)
+        self._service.submit(request, blocks, guest, finish)
         return await finished
 
-    def _decode(self, head: Head, body: bytearray) -> Request:
+    async def _decode(self, guest: Guest, head: Head, body: Body, blocks: list[int]) -> Request:
+        """The request. Raises Refusal."""
         encoding = head.headers.get("content-encoding", "identity").lower()
-        if encoding == "gzip":
-            message = decompress(body, "gzip", self._limits.max_body)
-        elif encoding == "identity":
-            message = memoryview(body)
-        else:
+        if encoding not in ("identity", "gzip"):
             raise Refusal(frame.EREQUEST, f"content-encoding {encoding} is not supported; use gzip")
-        if head.content_type in _PROTOBUF:
-            return decode_request(message)
-        if head.content_type in (_JSON, ""):
-            return json_codec.decode_request(message)
-        raise Refusal(
-            frame.EREQUEST,
-            f"content-type {head.content_type} is not supported; use {_PROTOBUF[0]} or {_JSON}",
+        if head.content_type not in _PROTOBUF and not _is_json(head):
+            raise Refusal(
+                frame.EREQUEST,
+                f"content-type {head.content_type} is not supported; use {_PROTOBUF[0]} or {_JSON}",
+            )
+        compression = "" if encoding == "identity" else encoding
+        return await self._intake.request(
+            guest, blocks, body.block, body.size, _is_json(head), compression
         )
 
-    def _encode(self, head: Head, outputs: Outputs) -> HttpResponse:
-        """A response in the request's own format, which holds ``outputs`` until it is sent."""
+    async def _respond(self, head: Head, outputs: Outputs, log_id: int) -> HttpResponse:
+        """A response in the request's own format, which holds ``outputs`` until it is sent. Raises
+        Refusal.
+        """
         body: list[Buffer]
-        if head.content_type in _PROTOBUF:
-            content_type, body = head.content_type, encode_response(outputs.arrays)
-        else:
-            content_type, body = _JSON, [json_codec.encode_response(outputs.arrays)]
-        response = HttpResponse(200, content_type, body, {}, outputs.release)
-        if "gzip" in head.headers.get("accept-encoding", "") and size_of(body) >= _COMPRESS_FROM:
-            response.body = [compress(body)]
-            response.headers["content-encoding"] = "gzip"
-        return response
+        try:
+            if _is_json(head):
+                content_type, body = _JSON, await _json(outputs, log_id)
+            else:
+                content_type, body = head.content_type, encode_response(outputs.arrays, log_id)
+            headers = {}
+            accepted = "gzip" in head.headers.get("accept-encoding", "")
+            if accepted and _COMPRESS_FROM <= size_of(body) <= _COMPRESS_TO:
+                body = [await asyncio.to_thread(compress, body)]
+                headers["content-encoding"] = "gzip"
+        except WireError as error:
+            outputs.release()
+            text = f"the model's outputs cannot be sent: {error}"
+            raise Refusal(frame.EINTERNAL, text) from None
+        except BaseException:
+            outputs.release()
+            raise
+        return HttpResponse(200, content_type, body, headers, outputs.release)
 
     def _refuse(self, code: int, text: str) -> HttpResponse:
         return HttpResponse(
@@ -179,3 +208,21 @@ class Routes:
             [f"{text}\n".encode()],
             {"x-bd-error-code": str(code)},
         )
+
+
+def _is_json(head: Head) -> bool:
+    return head.content_type in (_JSON, "")
+
+
+async def _json(outputs: Outputs, log_id: int) -> list[Buffer]:
+    """An answer as JSON, made a piece at a time: others go on meanwhile. Raises WireError."""
+    pieces: list[Buffer] = []
+    size = 0
+    for piece in json_codec.encode_response_in_pieces(outputs.arrays, log_id):
+        pieces.append(piece)
+        size += len(piece)
+        if size > json_codec.MAX_JSON:
+            limit = f"{json_codec.MAX_JSON >> 20} MiB"
+            raise WireError(f"they are beyond {limit} as JSON; ask with {_PROTOBUF[0]}")
+        await asyncio.sleep(0)
+    return pieces

@@ -1,13 +1,14 @@
 """The teacher server's front process: the port, its connections, and the way from start to drain.
 
-Predictors live in workers (see ``workers``). What a request goes through: ``frames`` or ``http``
-and ``routes``, by the first bytes of its connection; ``service``; ``engine``.
+Predictors live in workers (see ``worker``). What a request goes through: ``frames`` or ``http`` and
+``routes``, by its first bytes; ``intake``; ``service``; ``engine``. ``gate`` decides who may stay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import resource
 import socket
 from collections.abc import Coroutine
@@ -18,10 +19,13 @@ from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.server.batching import Batcher
 from edl.serving.server.engine import Engine, Job
 from edl.serving.server.frames import FrameConnection
+from edl.serving.server.gate import Gate, Guest, Limits, check_positive
 from edl.serving.server.http import HttpConnection, looks_like_http
+from edl.serving.server.intake import Intake
+from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.routes import Routes
-from edl.serving.server.service import Limits, Service
+from edl.serving.server.service import Service
 from edl.serving.server.stream import Stream
 from edl.serving.wire import frame
 from edl.serving.worker.arena import Arena
@@ -31,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 #: File descriptors left for everything that is not a connection.
 _OTHER_FILES = 128
+
+#: Connections that may wait to be accepted: as many as the system allows (net.core.somaxconn).
+_BACKLOG = (1 << 31) - 1
 
 #: Makes the workers, given the arena that requests lie in.
 MakeWorkers = Callable[[Arena], list[Worker]]
@@ -44,7 +51,8 @@ class ServerOptions:
     (seconds), ``max_queued`` (requests): see ``Batcher``. ``input_bytes``: shared memory reserved
     for requests; only what is used costs memory. ``load_timeout``, ``run_timeout``: seconds for
     a worker to be ready, and for one batch. ``token``: what clients must show; empty: nothing.
-    ``max_connections``: beyond it, those that have sent nothing valid yet make room for new ones.
+    ``max_connections``: beyond it, newcomers make room for new ones (see ``gate``).
+    Raises ConfigError for what cannot be.
     """
 
     host: str = "127.0.0.1"
@@ -59,33 +67,48 @@ class ServerOptions:
     max_connections: int = 4096
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.port, int) or not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"port is {self.port!r}; it must be from 0 to 65535")
+        for name in ("max_batch_rows", "max_queued", "max_connections"):
+            check_positive(name, getattr(self, name), 1)
+        check_positive("input_bytes", self.input_bytes, 1 << 16)
+        for name in ("load_timeout", "run_timeout"):
+            check_positive(name, getattr(self, name))
+        if not math.isfinite(self.max_wait) or self.max_wait < 0:
+            raise ConfigError(f"max_wait is {self.max_wait!r}; it must be 0 or more seconds")
+
 
 class TeacherServer:
     """Serves one model. Use: ``await start()``, then ``await drain()`` or ``await stop()``."""
 
     def __init__(self, make_workers: MakeWorkers, options: ServerOptions) -> None:
         self._options = options
+        limits = options.limits
         self._inputs = Arena.create(options.input_bytes, "edl-inputs")
         self._metrics = Metrics()
+        self._gate = Gate(options.max_connections)
+        memory = RequestMemory(self._inputs, limits.patience, self._throw_out)
         batcher: Batcher[Job] = Batcher(
             options.max_batch_rows, options.max_wait, options.max_queued
         )
         self._engine = Engine(
-            self._inputs,
+            memory,
             make_workers(self._inputs),
             batcher,
             self._metrics,
             options.load_timeout,
             options.run_timeout,
         )
-        self._service = Service(self._engine, self._metrics, options.token)
-        self._routes = Routes(self._service, options.limits)
+        self._intake = Intake(memory, limits.max_body)
+        self._service = Service(
+            self._engine, self._intake, self._gate, self._metrics, limits, options.token
+        )
+        self._routes = Routes(self._service)
         self._listener: Optional[socket.socket] = None
         self._accepting: Optional[asyncio.Task] = None
-        self._streams: set[Stream] = set()
-        self._newcomers: dict[Stream, None] = {}  # in their order of arrival
+        self._streams: dict[Guest, Stream] = {}
         self._tasks: set[asyncio.Task] = set()
-        self._max_connections = options.max_connections
         self._metrics.connections.set_function(lambda: len(self._streams))
 
     @property
@@ -111,7 +134,7 @@ class TeacherServer:
         Raises ConfigError if the address is taken, ModelError if a worker cannot load the model.
         """
         self._listener = _listen(self._options.host, self._options.port)
-        self._max_connections = min(self._max_connections, _raise_file_limit() - _OTHER_FILES)
+        self._gate.places = min(self._gate.places, _raise_file_limit() - _OTHER_FILES)
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
         try:
             await self._engine.start()
@@ -126,21 +149,25 @@ class TeacherServer:
         """
         self._stop_listening()
         await self._service.drain()
-        await asyncio.gather(*(stream.finish(patience=1.0) for stream in list(self._streams)))
+        for stream in self._streams.values():
+            stream.end_sending()  # its task ends when the peer has seen that
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
         await self.stop()
 
     async def stop(self) -> None:
         """End at once, whatever is in flight."""
         self._service.draining = True
         self._stop_listening()
-        for stream in list(self._streams):
+        for stream in list(self._streams.values()):
             stream.abort()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for stream in list(self._streams):  # whose task had not even begun
+        for stream in list(self._streams.values()):  # whose task had not even begun
             stream.close()
         await self._engine.stop()
+        await self._intake.stop()
         self._inputs.close()
 
     def _stop_listening(self) -> None:
@@ -162,27 +189,26 @@ class TeacherServer:
                 logger.warning("accept failed: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            stream = Stream(sock, f"{address[0]}:{address[1]}", self._options.limits.patience)
-            if self._make_room():
-                self._streams.add(stream)
-                self._newcomers[stream] = None
-                self._spawn(self._serve(stream))
-            else:
-                stream.close()
-                self._reject(f"{stream.peer}: {len(self._streams)} connections are open already")
+            self._welcome(Stream(sock, f"{address[0]}:{address[1]}", self._options.limits.patience))
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from the others
 
-    def _make_room(self) -> bool:
-        """Whether one more connection can be had, if need be in place of the oldest newcomer."""
-        if len(self._streams) < self._max_connections:
-            return True
-        if not self._newcomers:
-            return False
-        oldest = next(iter(self._newcomers))
-        self._forget(oldest)
-        oldest.abort()
-        self._reject(f"{oldest.peer}: it made room for others")
-        return True
+    def _welcome(self, stream: Stream) -> None:
+        guest, leaver = self._gate.enter(stream.peer)
+        if leaver is not None:
+            self._throw_out(leaver, "it made room for others")
+        if guest is None:
+            stream.close()
+            self._reject(f"{stream.peer}: {len(self._gate)} connections are open already")
+        else:
+            self._streams[guest] = stream
+            self._spawn(self._serve(guest, stream))
+
+    def _throw_out(self, guest: Guest, why: str) -> None:
+        """Break a guest's connection; its task finds that out, and ends."""
+        stream = self._streams.get(guest)
+        if stream is not None and not stream.closed:
+            stream.abort()
+            self._reject(f"{guest.peer}: {why}")
 
     def _reject(self, why: str) -> None:
         self._metrics.rejected_connections.inc()
@@ -193,36 +219,41 @@ class TeacherServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, stream: Stream) -> None:
-        stream.trusted = not self._service.needs_token
+    async def _serve(self, guest: Guest, stream: Stream) -> None:
         try:
-            await self._serve_by_protocol(stream)
+            await self._serve_messages(guest, stream)
         except (EOFError, ConnectionError):
             pass
         except (WireError, TimeoutError) as error:  # TimeoutError is an OSError too
             self._reject(f"{stream.peer}: {error}")
         except OSError as error:
             logger.info("connection to %s ended: %s", stream.peer, error)
+        except Exception:  # such as MemoryError: it ends this connection, and no other
+            logger.exception("serving %s failed", stream.peer)
         finally:
-            self._forget(stream)
+            self._gate.leave(guest)
+            self._streams.pop(guest, None)
             stream.close()
 
-    async def _serve_by_protocol(self, stream: Stream) -> None:
-        """Paddle Serving has both of its protocols on one port, and so have we."""
+    async def _serve_messages(self, guest: Guest, stream: Stream) -> None:
+        """Paddle Serving has both of its protocols on one port, and on one connection in any order
+        (brpc's health checks leave theirs to the calls that follow); and so have we.
+        """
         limits = self._options.limits
+        frames = FrameConnection(stream, guest, self._service)
         start = bytearray(frame.HEADER_SIZE)
-        await stream.read_into(memoryview(start), limits.patience)
-        if looks_like_http(start):
-            del self._newcomers[stream]
-            await HttpConnection(stream, self._routes, limits).serve(start)
-        else:
-            frame.parse_header(start, limits.max_body)
-            del self._newcomers[stream]
-            await FrameConnection(stream, self._service, limits).serve(start)
-
-    def _forget(self, stream: Stream) -> None:
-        self._streams.discard(stream)
-        self._newcomers.pop(stream, None)
+        idle = limits.patience
+        goes_on = True
+        while goes_on:
+            await stream.read_start(memoryview(start), idle)
+            if looks_like_http(start):
+                http = HttpConnection(stream, guest, self._routes, self._service.memory)
+                goes_on = await http.serve(start)
+            else:
+                goes_on = await frames.serve_one(start)
+            idle = limits.idle
+        await frames.settle()
+        await stream.finish(patience=1.0)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -232,7 +263,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setblocking(False)
     try:
         listener.bind((host, port))
-        listener.listen(1024)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error

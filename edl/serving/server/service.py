@@ -1,4 +1,4 @@
-"""What every request passes, whatever protocol it came by: token, drain, engine, counting."""
+"""What every request passes, whatever it came by: token, trust, drain, engine, counting."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Callable
 
 from edl.serving.server.engine import LOADING, Engine, Outcome, Refusal
+from edl.serving.server.gate import Gate, Guest, Limits
+from edl.serving.server.intake import Intake
 from edl.serving.server.metrics import Metrics
 from edl.serving.wire import frame
 from edl.serving.wire.messages import Request
@@ -30,26 +30,24 @@ _OUTCOMES = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a connection may cost.
-
-    ``max_body``: bytes of one request. ``patience``: seconds that a peer may stall in mid-message
-    (and MIN_RATE's time for what has arrived), or take no bytes. ``idle``: seconds between
-    requests.
-    """
-
-    max_body: int = 512 << 20
-    patience: float = 30.0
-    idle: float = 3600.0
-
-
 class Service:
     """One model's service. ``token``: what clients must show; empty if they need none."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, token: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        intake: Intake,
+        gate: Gate,
+        metrics: Metrics,
+        limits: Limits,
+        token: str,
+    ) -> None:
         self.engine = engine
+        self.intake = intake
+        self.memory = intake.memory
         self.metrics = metrics
+        self.limits = limits
+        self._gate = gate
         self.draining = False
         self._token = token.encode()
         self._unanswered = 0
@@ -66,9 +64,14 @@ class Service:
         """Whether clients must show a token."""
         return bool(self._token)
 
-    def trusts(self, credential: bytes) -> bool:
-        """Whether this is the token, in a time that does not depend on where it differs."""
-        return hmac.compare_digest(credential, self._token)
+    def trusts(self, guest: Guest, credential: bytes) -> bool:
+        """Whether this is the token, in a time that does not depend on where it differs. The guest
+        is trusted from then on.
+        """
+        right = hmac.compare_digest(credential, self._token)
+        if right and self.needs_token:
+            self._gate.trust(guest)
+        return right
 
     def why_not_ready(self) -> str:
         """Why requests would be refused now, or an empty string."""
@@ -82,16 +85,16 @@ class Service:
         self,
         request: Request,
         blocks: list[int],
-        client: Hashable,
+        guest: Guest,
         finish: Callable[[Outcome], None],
     ) -> None:
-        """See Engine.submit; refused while draining."""
+        """See Engine.submit; refused while draining. Who sends a right request is trusted."""
         if self.draining:
             for block in blocks:
-                self.engine.free(block)
+                self.memory.free(block)
             finish(Refusal(frame.ELOGOFF, "this teacher is shutting down"))
-        else:
-            self.engine.submit(request, blocks, client, finish)
+        elif self.engine.submit(request, blocks, guest, finish) and not guest.trusted:
+            self._gate.trust(guest)
 
     def begin(self) -> None:
         """A request is there that will be answered."""

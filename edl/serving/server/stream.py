@@ -1,8 +1,8 @@
 """Bytes in and out of a non-blocking socket under asyncio, without copying them.
 
 asyncio's own streams collect received bytes in a buffer of theirs and join what is written; here
-bytes are received where they are wanted (shared memory) and sent from where they lie. Every read
-and write has a limit of time.
+bytes are received where they are wanted (shared memory) and sent from where they lie. Who waits
+for bytes holds no memory for them. Every read and write has a limit of time (see ``gate.Pace``).
 """
 
 from __future__ import annotations
@@ -11,73 +11,126 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
+from edl.serving.server.gate import MIN_RATE, Pace
 from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent
-
-#: Bytes per second that a peer must keep up in the long run to be given more time.
-MIN_RATE = 256 << 10
 
 OnSent = Callable[[Optional[OSError]], None]
 
+#: Reads without a pause after which others get their turn on the loop.
+_READS_IN_A_ROW = 64
+
+#: What is thrown away of a peer that goes on sending after its last answer.
+_LINGER_BYTES = 1 << 20
+
 
 class Stream:
-    """One accepted connection. ``trusted``: it has shown the token, or needs none.
+    """One accepted connection.
 
-    ``send_patience``: seconds that the peer may take no bytes before the connection is closed.
+    ``patience``: seconds that the peer may stall (see ``gate.Limits``).
     """
 
-    def __init__(self, sock: socket.socket, peer: str, send_patience: float) -> None:
+    def __init__(self, sock: socket.socket, peer: str, patience: float) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.peer = peer
         self.closed = False
-        self.trusted = False
         self._socket = sock
         self._loop = asyncio.get_running_loop()
-        self._send_patience = send_patience
+        self._patience = patience
+        self._unread = b""
+        self._reads = 0
         self._unsent: deque[tuple[list[memoryview], OnSent]] = deque()
+        self._sending: Optional[Pace] = None  # while the peer takes less than there is
         self._stall: Optional[asyncio.TimerHandle] = None
 
     # --- receiving --------------------------------------------------------------------------
 
-    async def read_into(self, view: memoryview, patience: float) -> None:
-        """Fill ``view``. Raises EOFError if the peer closes first, TimeoutError if it takes longer
-        than ``patience`` seconds and the time that MIN_RATE allows for what has arrived.
+    def pace(self) -> Pace:
+        """The time that the peer has for a message that begins now."""
+        return Pace(self._patience, self._loop.time())
+
+    async def read_start(self, view: memoryview, idle: float) -> None:
+        """Fill ``view`` with the start of a message, which the peer may take ``idle`` seconds to
+        begin. Raises EOFError, TimeoutError, OSError.
         """
-        started, size = self._loop.time(), len(view)
+        received = await self._receive_into(view, self._loop.time() + idle)
+        if received < len(view):
+            await self.read_into(view[received:], self.pace())
+
+    async def read_into(self, view: memoryview, pace: Pace) -> None:
+        """Fill ``view``. Raises EOFError if the peer closes first, TimeoutError if it falls behind
+        ``pace``.
+        """
         while len(view):
-            allowed = patience + (size - len(view)) / MIN_RATE
-            received = await self._receive(view, started + allowed)
-            if not received:
-                raise EOFError(f"{self.peer} closed the connection")
-            view = view[received:]
+            view = view[await self.read_part(view, pace) :]
+
+    async def read_part(self, view: memoryview, pace: Pace) -> int:
+        """The same for at least one byte of ``view``. How many."""
+        received = await self._receive_into(view, pace.deadline)
+        pace.moved(received, self._loop.time())
+        return received
 
     async def read_some(self, size: int, deadline: float) -> bytes:
         """At most ``size`` bytes; none if the peer has closed. Raises TimeoutError at ``deadline``
         of the loop's clock.
         """
-        buffer = bytearray(size)
-        received = await self._receive(memoryview(buffer), deadline)
-        return bytes(memoryview(buffer)[:received])
+        if self._unread:
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
+        while True:
+            try:
+                data = self._socket.recv(size)
+            except BlockingIOError:
+                await self._readable(deadline)
+            else:
+                await self._let_others()
+                return data
 
-    async def _receive(self, view: memoryview, deadline: float) -> int:
-        limit = self._loop.call_at(deadline, self._stop_receiving)
+    def unread(self, data: Union[bytes, bytearray]) -> None:
+        """Put bytes back, to be read again."""
+        self._unread = bytes(data) + self._unread
+
+    async def _receive_into(self, view: memoryview, deadline: float) -> int:
+        if self._unread:
+            size = min(len(view), len(self._unread))
+            view[:size], self._unread = self._unread[:size], self._unread[size:]
+            return size
+        while True:
+            try:
+                received = self._socket.recv_into(view)
+            except BlockingIOError:
+                await self._readable(deadline)
+            else:
+                if not received:
+                    raise EOFError(f"{self.peer} closed the connection")
+                await self._let_others()
+                return received
+
+    async def _let_others(self) -> None:
+        """Whose bytes are always there already would otherwise keep the loop."""
+        self._reads += 1
+        if self._reads >= _READS_IN_A_ROW:
+            self._reads = 0
+            await asyncio.sleep(0)
+
+    async def _readable(self, deadline: float) -> None:
+        self._reads = 0
+        ready = self._loop.create_future()
+        self._loop.add_reader(self._socket, _set, ready, True)
+        limit = self._loop.call_at(deadline, _set, ready, False)
         try:
-            received = await self._loop.sock_recv_into(self._socket, view)
+            if not await ready:
+                raise TimeoutError(
+                    f"{self.peer} sent too little for too long ({self._patience:g} s are allowed "
+                    f"within a message, and {MIN_RATE >> 10} KiB/s are expected)"
+                )
         finally:
             limit.cancel()
-        if not received and self._loop.time() >= deadline:
-            raise TimeoutError(f"{self.peer} sent nothing more in time")
-        return received
-
-    def _stop_receiving(self) -> None:
-        """Make a blocked read return as if the peer had closed."""
-        try:
-            self._socket.shutdown(socket.SHUT_RD)
-        except OSError:
-            pass
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(self._socket)
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -95,7 +148,7 @@ class Stream:
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """The same, and wait for it. Raises OSError."""
         sent = self._loop.create_future()
-        self.send(buffers, lambda error: None if sent.done() else sent.set_result(error))
+        self.send(buffers, lambda error: _set(sent, error))
         error = await sent
         if error is not None:
             raise error
@@ -106,43 +159,69 @@ class Stream:
             pending, done = self._unsent[0]
             try:
                 while pending:
-                    drop_sent(pending, self._socket.sendmsg(pending[:IOV_MAX]))
-                    self._end_stall()
+                    sent = self._socket.sendmsg(pending[:IOV_MAX])
+                    drop_sent(pending, sent)
+                    if self._sending is not None:
+                        self._sending.moved(sent, self._loop.time())
             except BlockingIOError:
-                self._begin_stall()
+                self._wait_to_send()
                 return
             except OSError as error:
                 self.abort(error)
                 return
             self._unsent.popleft()
             done(None)
+        self._all_sent()
 
-    def _begin_stall(self) -> None:
-        if self._stall is None:
-            self._stall = self._loop.call_later(self._send_patience, self._give_up)
+    def _wait_to_send(self) -> None:
+        if self._sending is None:
+            self._sending = self.pace()
             self._loop.add_writer(self._socket, self._flush)
+        if self._stall is None:
+            self._stall = self._loop.call_at(self._sending.deadline, self._check_pace)
 
-    def _end_stall(self) -> None:
+    def _check_pace(self) -> None:
+        """The peer's time was up when this was planned; it may have earned some since."""
+        self._stall = None
+        if self._sending is None:
+            return
+        if self._sending.deadline > self._loop.time():
+            self._wait_to_send()
+        else:
+            self.abort(
+                OSError(
+                    f"{self.peer} took its answers too slowly for {self._patience:g} s "
+                    f"({MIN_RATE >> 10} KiB/s are expected)"
+                )
+            )
+
+    def _all_sent(self) -> None:
+        if self._sending is not None:
+            self._sending = None
+            self._loop.remove_writer(self._socket)
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-            self._loop.remove_writer(self._socket)
-
-    def _give_up(self) -> None:
-        self.abort(OSError(f"{self.peer} took no bytes for {self._send_patience:g} s"))
 
     # --- the end ----------------------------------------------------------------------------
 
-    async def finish(self, patience: float) -> None:
-        """End the connection so that what was sent arrives: a plain close with unread bytes
-        would reset it and could destroy answers on their way.
-        """
+    def end_sending(self) -> None:
+        """Tell the peer that nothing more will be sent."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            deadline = self._loop.time() + patience
-            scratch = memoryview(bytearray(1 << 16))
-            while await self._receive(scratch, deadline):
-                pass
+        except OSError:
+            pass
+
+    async def finish(self, patience: float) -> None:
+        """End the connection so that what was sent arrives: a plain close with unread bytes
+        would reset it and could destroy answers on their way. For whoever reads from it.
+        """
+        self.end_sending()
+        deadline = self._loop.time() + patience
+        left = _LINGER_BYTES
+        try:
+            while left > 0 and (data := await self.read_some(min(left, 1 << 16), deadline)):
+                left -= len(data)
         except OSError:
             pass
         finally:
@@ -155,7 +234,7 @@ class Stream:
         if self.closed:
             return
         self.closed = True
-        self._end_stall()
+        self._all_sent()
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -170,3 +249,8 @@ class Stream:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._socket.close()
+
+
+def _set(future: asyncio.Future, value: object) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -1,28 +1,33 @@
 """Paddle Serving's ``Request`` and ``Response`` messages of ``GeneralModelService/inference``.
 
 Plain functions between arrays and bytes; no socket is touched here. Field numbers:
-Request {1 tensor*, 2 fetch_var_names*}, Response {1 outputs*, 5 err_no, 6 err_msg},
-ModelOutput {1 tensor*, 2 engine_name}.
+Request {1 tensor*, 2 fetch_var_names*, 4 log_id}, Response {1 outputs*, 4 log_id, 5 err_no,
+6 err_msg}, ModelOutput {1 tensor*, 2 engine_name}. ``log_id`` is an unsigned 64-bit number that a
+server gives back; RpcMeta has another of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 
 from edl.errors import WireError
 from edl.serving.wire import protobuf as pb
-from edl.serving.wire.tensor import Buffer, decode_tensor, encode_tensor, size_of
+from edl.serving.wire.tensor import Buffer, Effort, decode_tensor, encode_tensor, size_of
 
 SERVICE = "baidu.paddle_serving.predictor.general_model.GeneralModelService"
 METHOD = "inference"
 
+#: Paddle Serving declares two methods with the same messages; ``debug`` computes the same.
+METHODS = (METHOD, "debug")
+
 #: What Paddle Serving's own server calls the one model of its usual pipeline.
 ENGINE = "general_infer_0"
 
-_TENSOR, _FETCH_NAMES, _ENGINE_NAME = 1, 2, 2
+_TENSOR, _FETCH_NAMES, _ENGINE_NAME, _LOG_ID = 1, 2, 2, 4
 _OUTPUTS, _ERR_NO, _ERR_MSG = 1, 5, 6
 
 
@@ -32,6 +37,7 @@ class Request:
 
     feeds: dict[str, np.ndarray]
     fetches: list[str] = field(default_factory=list)
+    log_id: int = 0
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Response:
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     err_no: int = 0
     err_msg: str = ""
+    log_id: int = 0
 
 
 def encode_request(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[Buffer]:
@@ -50,22 +57,31 @@ def encode_request(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> l
     return buffers
 
 
-def decode_request(message: memoryview) -> Request:
-    """A ``Request``; arrays are views of ``message`` where the format allows."""
+def decode_request(message: memoryview, effort: Optional[Effort] = None) -> Request:
+    """A ``Request``; arrays are views of ``message`` where the format allows.
+
+    Raises WireError for what is malformed, TooMuchEffort for what takes more than ``effort``.
+    """
     feeds: dict[str, np.ndarray] = {}
     fetches = []
+    log_id = 0
     for number, _, value in pb.fields(message):
         if number == _TENSOR:
-            _add(feeds, pb.as_bytes(number, value))
+            _add(feeds, pb.as_bytes(number, value), effort)
         elif number == _FETCH_NAMES:
             fetches.append(pb.as_text(number, value))
-    return Request(feeds, fetches)
+        elif number == _LOG_ID:
+            log_id = pb.as_int(number, value)
+    return Request(feeds, fetches, log_id)
 
 
-def encode_response(outputs: Mapping[str, np.ndarray]) -> list[Buffer]:
+def encode_response(outputs: Mapping[str, np.ndarray], log_id: int = 0) -> list[Buffer]:
     """A ``Response`` with one model's outputs, as buffers that reference the arrays' memory."""
     tensors = [*_encode_tensors(outputs), pb.text(_ENGINE_NAME, ENGINE)]
-    return [pb.prefix(_OUTPUTS, size_of(tensors)), *tensors]
+    buffers = [pb.prefix(_OUTPUTS, size_of(tensors)), *tensors]
+    if log_id:
+        buffers.append(pb.integer(_LOG_ID, log_id))
+    return buffers
 
 
 def encode_error(err_no: int, err_msg: str) -> list[Buffer]:
@@ -81,6 +97,8 @@ def decode_response(message: memoryview) -> Response:
             for inner, _, tensor in pb.fields(pb.as_bytes(number, value)):
                 if inner == _TENSOR:
                     _add(response.outputs, pb.as_bytes(inner, tensor))
+        elif number == _LOG_ID:
+            response.log_id = pb.as_int(number, value)
         elif number == _ERR_NO:
             response.err_no = pb.as_signed32(pb.as_int(number, value))
         elif number == _ERR_MSG:
@@ -97,8 +115,10 @@ def _encode_tensors(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
     return buffers
 
 
-def _add(arrays: dict[str, np.ndarray], message: memoryview) -> None:
-    tensor = decode_tensor(message)
+def _add(
+    arrays: dict[str, np.ndarray], message: memoryview, effort: Optional[Effort] = None
+) -> None:
+    tensor = decode_tensor(message, effort)
     if tensor.alias in arrays:
         raise WireError(f"tensor {tensor.alias!r} occurs twice in one message")
     arrays[tensor.alias] = tensor.array

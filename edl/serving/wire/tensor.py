@@ -48,6 +48,9 @@ IOV_MAX = 1024
 MAX_STRINGS = 1 << 16
 MAX_DIMENSIONS = 32
 
+#: What a field costs in an ``Effort``.
+_FIELD = 64
+
 _DTYPES: dict[int, np.dtype] = {
     INT64: np.dtype("<i8"),
     FP32: np.dtype("<f4"),
@@ -80,6 +83,25 @@ _UNPACKED = {
     _FLOAT64_DATA: pb.FIXED64,
     _BOOL_DATA: pb.VARINT,
 }
+
+
+class TooMuchEffort(Exception):
+    """Decoding a message would take more than it may; nothing is wrong with it so far."""
+
+
+class Effort:
+    """What decoding may take: ``left`` bytes that are converted rather than viewed (integers,
+    strings, data in pieces), a field for _FIELD of them. A mebibyte is about 20 ms.
+    """
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def spend(self, size: int) -> None:
+        """Raises TooMuchEffort when it is used up."""
+        self.left -= size
+        if self.left < 0:
+            raise TooMuchEffort
 
 
 @dataclass(frozen=True)
@@ -176,17 +198,20 @@ def _encode_strings(name: str, array: np.ndarray) -> bytes:
     return b"".join(encoded)
 
 
-def decode_tensor(message: memoryview) -> NamedTensor:
+def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> NamedTensor:
     """A ``Tensor`` message; the array is a view of ``message`` wherever the format allows.
 
     The view has the alignment the sender gave it: copy it if you compute on it a lot.
-    Raises WireError if anything is malformed or the shape does not match the data.
+    Raises WireError if anything is malformed or the shape does not match the data, TooMuchEffort
+    if decoding takes more than ``effort``.
     """
     elem_type, name, alias = INT64, "", ""
     shape: list[int] = []
     data: dict[int, list[memoryview]] = {}
     strings: list[str] = []
     for number, wire_type, value in pb.fields(message, limit=MAX_STRINGS):
+        if effort is not None:
+            effort.spend(_field_cost(number, value))
         if number == _STRING_DATA:
             strings.append(pb.as_text(number, value))
         elif number == _CONTENT or (number in _UNPACKED and wire_type == pb.LENGTH):
@@ -201,11 +226,18 @@ def decode_tensor(message: memoryview) -> NamedTensor:
             name = pb.as_text(number, value)
         elif number == _ALIAS_NAME:
             alias = pb.as_text(number, value)
+    if effort is not None:  # data in pieces are joined
+        effort.spend(sum(size_of(chunks) for chunks in data.values() if len(chunks) > 1))
     try:
         array = _assemble(elem_type, shape, data, strings)
     except WireError as error:
         raise WireError(f"tensor {alias or name!r}: {error}") from None
     return NamedTensor(name, alias or name, array)
+
+
+def _field_cost(number: int, value: pb.FieldValue) -> int:
+    converted = number in (_INT64_DATA, _INT_DATA, _BOOL_DATA, _STRING_DATA)
+    return _FIELD + (len(value) if converted and not isinstance(value, int) else 0)
 
 
 def _unpacked(number: int, wire_type: int, value: pb.FieldValue) -> memoryview:
@@ -251,6 +283,9 @@ def _assemble(
     if number == _CONTENT:
         flat = _view(octets, dtype)
     elif elem_type in (INT64, INT32):
+        held = int(np.count_nonzero(np.frombuffer(octets, np.int8) >= 0))
+        if held != count:  # before memory is taken for them
+            raise WireError(f"shape {shape} needs {count} elements, the message holds {held}")
         flat = pb.decode_varints(octets).astype(dtype, copy=False)
     elif elem_type == BOOL:
         flat = pb.decode_varints(octets) != 0 if _wide_bools(octets) else _view(octets, dtype)
@@ -264,6 +299,26 @@ def _assemble(
         return flat.reshape(shape)
     except ValueError as error:  # such as (0, 2**31 - 1, 2**31 - 1, 2**31 - 1): numpy's own limit
         raise WireError(f"shape {shape} is not possible: {error}") from None
+
+
+def as_text_array(name: str, array: np.ndarray, limit: int) -> np.ndarray:
+    """Strings as numpy's own kind of text, which has a fixed width; other arrays as they are.
+
+    All take the width of the longest: the next power of two, so that batches of similar texts
+    have the same kind. Raises WireError, before memory is taken, if that is beyond ``limit`` bytes.
+    """
+    if array.dtype != object:
+        return array
+    longest = max(map(len, array.reshape(-1)), default=1)
+    width = 1 << max(0, longest - 1).bit_length()
+    size = 4 * width * array.size
+    if size > limit:
+        raise WireError(
+            f"tensor {name!r}: {array.size} strings, the longest of {longest} characters, would "
+            f"take {size >> 20} MiB, since all take the width of the longest; at most "
+            f"{limit >> 20} MiB are allowed: send fewer rows at a time, or cut the long ones"
+        )
+    return array.astype(f"<U{width}")
 
 
 def _view(octets: memoryview, dtype: np.dtype) -> np.ndarray:

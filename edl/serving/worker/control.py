@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import socket
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -24,9 +26,41 @@ def pack(message: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
+def receive(front: socket.socket) -> Optional[dict[str, Any]]:
+    """The front's next message, in a process of its; None when it has gone."""
+    head = _receive_exactly(front, LENGTH.size)
+    if head is None:
+        return None
+    body = _receive_exactly(front, *LENGTH.unpack(head))
+    return None if body is None else json.loads(body)
+
+
+def _receive_exactly(front: socket.socket, size: int) -> Optional[bytes]:
+    data = front.recv(size, socket.MSG_WAITALL)
+    while len(data) < size:
+        more = front.recv(size - len(data), socket.MSG_WAITALL)
+        if not more:
+            return None
+        data += more
+    return data
+
+
+def ignore_signals() -> None:
+    """The front decides when its processes end. A Ctrl-C in a terminal, or a service manager's
+    SIGTERM, reaches all processes of a group.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def tensor_ref(offset: int, array: np.ndarray) -> list[Any]:
     """What a message says of an array that lies at ``offset`` of an arena."""
     return [offset, array.dtype.str, list(array.shape)]
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's memory begins in this process."""
+    return array.__array_interface__["data"][0]
 
 
 def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:

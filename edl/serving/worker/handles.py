@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +17,9 @@ from edl.serving.model.predictor import Predictor, PredictorOptions, run_checked
 from edl.serving.wire.description import Description
 from edl.serving.worker import control
 from edl.serving.worker.arena import Arena
+from edl.serving.worker.child import Child, WorkerDied
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerDied(EdlError):
-    """The worker process ended while it was needed."""
 
 
 class WorkerError(EdlError):
@@ -36,10 +28,13 @@ class WorkerError(EdlError):
 
 @dataclass
 class Result:
-    """A batch's outputs: arrays that view ``block`` of the worker's output arena."""
+    """A batch's outputs: arrays that view ``block`` of the output arena of the process that has
+    ``made`` them; a block says nothing to the process that came after it.
+    """
 
     block: int
     outputs: dict[str, np.ndarray]
+    made_by: Optional[Child] = None
 
 
 class Worker(Protocol):
@@ -77,29 +72,21 @@ class WorkerProcess:
         self._inputs = inputs
         self._output_bytes = output_bytes
         self._outputs: Optional[Arena] = None
-        self._process: Optional[subprocess.Popen] = None
-        self._reader: Optional[asyncio.StreamReader] = None
-        self._writer: Optional[asyncio.StreamWriter] = None
-        self._killed_because = ""
+        self._child: Optional[Child] = None
 
     @property
     def pid(self) -> Optional[int]:
         """See Worker."""
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     async def start(self, timeout: float) -> Description:
         """See Worker."""
-        self._killed_because = ""
-        ours, theirs = socket.socketpair()
         self._outputs = Arena.create(self._output_bytes, "edl-outputs")
-        fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "edl.serving.worker.main", *map(str, fds)], pass_fds=fds
-            )
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._child = child = await Child.start(
+            "edl.serving.worker.main", (self._inputs.fd, self._outputs.fd)
+        )
         try:
-            answer = await asyncio.wait_for(self._call({"load": asdict(self._options)}), timeout)
+            answer = await asyncio.wait_for(child.call({"load": asdict(self._options)}), timeout)
         except (WorkerDied, asyncio.TimeoutError) as error:
             await self.stop()
             reason = "died" if isinstance(error, WorkerDied) else f"was not ready in {timeout:g} s"
@@ -111,69 +98,34 @@ class WorkerProcess:
 
     async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
         """See Worker."""
-        answer = await self._call({"run": list(requests), "fetches": list(fetches)})
+        if self._child is None or self._outputs is None:
+            raise WorkerDied("the worker process has ended")
+        outputs = self._outputs
+        answer = await self._child.call({"run": list(requests), "fetches": list(fetches)})
         if "error" in answer:
             raise WorkerError(answer["error"])
-        assert self._outputs is not None
-        outputs = {
-            name: control.resolve(self._outputs, ref) for name, ref in answer["outputs"].items()
-        }
-        return Result(answer["block"], outputs)
+        arrays = {name: control.resolve(outputs, ref) for name, ref in answer["outputs"].items()}
+        return Result(answer["block"], arrays, self._child)
 
     def free(self, result: Result) -> None:
         """See Worker."""
         result.outputs.clear()
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(control.pack({"free": result.block}))
+        if self._child is not None and self._child is result.made_by:
+            self._child.tell({"free": result.block})
 
     def kill(self, reason: str) -> None:
         """See Worker."""
-        if self._process is not None:
-            self._killed_because = reason
-            self._process.kill()
+        if self._child is not None:
+            self._child.kill(reason)
 
     async def stop(self, grace: float = 1.0) -> None:
         """See Worker. The process leaves when its control socket closes."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            await asyncio.wait_for(_exited(process), grace)
-        except asyncio.TimeoutError:
-            process.kill()
-            process.wait()
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop(grace)
         if self._outputs is not None:
             self._outputs.close()  # replies that still view the mapping keep it alive
             self._outputs = None
-
-    async def _call(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self._reader is None or self._writer is None:
-            raise WorkerDied("the worker process has ended")
-        try:
-            self._writer.write(control.pack(message))
-            await self._writer.drain()
-            (size,) = control.LENGTH.unpack(await self._reader.readexactly(control.LENGTH.size))
-            return json.loads(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise WorkerDied(await self._cause_of_death()) from error
-
-    async def _cause_of_death(self) -> str:
-        process = self._process
-        if self._killed_because:
-            return self._killed_because
-        if process is None:
-            return "the worker process was stopped"
-        try:
-            await asyncio.wait_for(_exited(process), 2.0)
-        except asyncio.TimeoutError:
-            return "the worker process closed its control socket"
-        code = process.returncode
-        if code is not None and code < 0:
-            return f"the worker process was killed by {signal.Signals(-code).name}"
-        return f"the worker process exited with status {code}"
 
 
 class WorkerThread:
@@ -258,8 +210,3 @@ def _shares(options: PredictorOptions, count: int) -> list[dict[str, Any]]:
             first, last = (len(cpus) * edge // count for edge in (number, number + 1))
             workers[-1]["cpus"] = cpus[first:last]
     return workers
-
-
-async def _exited(process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        await asyncio.sleep(0.01)

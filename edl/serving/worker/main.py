@@ -17,9 +17,7 @@ The worker ends when the front closes the control socket, however that happens.
 
 from __future__ import annotations
 
-import json
 import logging
-import signal
 import socket
 import sys
 from typing import Any, Optional
@@ -48,7 +46,7 @@ class WorkerLoop:
     def serve(self) -> None:
         """Answer messages until the front goes away."""
         while True:
-            message = self._postponed.pop(0) if self._postponed else self._receive()
+            message = self._postponed.pop(0) if self._postponed else control.receive(self._front)
             if message is None:
                 return
             if "run" in message:
@@ -66,7 +64,7 @@ class WorkerLoop:
         except Exception as error:
             logger.exception("making the predictor failed")
             return {"failed": f"{type(error).__name__}: {error}"}
-        _ignore_signals()  # again: Paddle has changed them
+        control.ignore_signals()  # again: Paddle has changed them
         return {"ready": self._predictor.description.to_json()}
 
     def _run(self, requests: list[dict[str, Any]], fetches: list[str]) -> dict[str, Any]:
@@ -103,7 +101,7 @@ class WorkerLoop:
                     f"outputs of {size} bytes do not fit the output arena of "
                     f"{self._outputs.size} bytes"
                 )
-            message = self._receive()
+            message = control.receive(self._front)
             if message is None:
                 raise SystemExit(0)
             if "free" in message:
@@ -114,34 +112,10 @@ class WorkerLoop:
     def _send(self, message: dict[str, Any]) -> None:
         self._front.sendall(control.pack(message))
 
-    def _receive(self) -> Optional[dict[str, Any]]:
-        head = self._receive_exactly(control.LENGTH.size)
-        if head is None:
-            return None
-        body = self._receive_exactly(*control.LENGTH.unpack(head))
-        return None if body is None else json.loads(body)
-
-    def _receive_exactly(self, size: int) -> Optional[bytes]:
-        data = self._front.recv(size, socket.MSG_WAITALL)
-        while len(data) < size:
-            more = self._front.recv(size - len(data), socket.MSG_WAITALL)
-            if not more:
-                return None
-            data += more
-        return data
-
-
-def _ignore_signals() -> None:
-    """The front decides when a worker ends. A Ctrl-C in a terminal, or a service manager's SIGTERM,
-    reaches all processes of a group.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
 
 def main() -> None:
     """Entry point of the worker process."""
-    _ignore_signals()
+    control.ignore_signals()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s worker[%(process)d] %(message)s")
     control_fd, input_fd, output_fd = (int(argument) for argument in sys.argv[1:4])
     with socket.socket(fileno=control_fd) as front:
