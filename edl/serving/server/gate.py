@@ -157,6 +157,11 @@ class Budget:
         """What is reserved for one body before it has arrived; a larger one counts as it comes."""
         return self.size // 16
 
+    @property
+    def newcomers_fill_their_part(self) -> bool:
+        """Whether a newcomer that waits does so because of the others."""
+        return self.newcomers > self.size // 8
+
     def take_block(self, guest: Guest, size: int) -> bool:
         """Count a block, if there is room for it."""
         if self.blocks + self.loose + size > self.size:
@@ -195,22 +200,31 @@ class Budget:
 
 
 def too_slow(arrivals: Iterable[Arrival], seconds: float, patience: float) -> list[Arrival]:
-    """Whose bodies make room for somebody who waits for memory: all that stand still though they
-    need not; else the one that is furthest from its end, if at the rate of the last ``seconds`` it
-    would take more than ``patience`` seconds (of those that wait for memory themselves, the one
-    that holds the most). Ask every so many ``seconds``: a body is judged from the second time on.
+    """Whose bodies make room for somebody who waits for memory. In this order:
+
+    - all that stand still, though there is room for what they would send;
+    - the one that is furthest from its end, of those that at the rate of the last ``seconds``
+      would take more than ``patience`` seconds;
+    - if none moves, since all wait for room themselves: the one that holds the most.
+
+    Ask every so many ``seconds``: a body is judged from the second time on.
     """
     still: list[Arrival] = []
-    slow: list[tuple[float, int, Arrival]] = []
+    waiting: list[Arrival] = []
+    moving: list[tuple[float, Arrival]] = []
     for arrival in arrivals:
         seen, arrival.seen = arrival.seen, arrival.arrived
-        if seen is None:
-            continue
-        rate = (arrival.arrived - seen) / seconds
-        left = (arrival.size - arrival.arrived) / rate if rate else math.inf
-        if not rate and not arrival.waits:
+        rate = 0.0 if seen is None else (arrival.arrived - seen) / seconds
+        if arrival.waits and not rate:
+            waiting.append(arrival)
+        elif rate or seen is None:
+            left = (arrival.size - arrival.arrived) / rate if rate else 0.0
+            moving.append((left, arrival))
+        else:
             still.append(arrival)
-        elif left > patience:
-            slow.append((left, arrival.guest.held, arrival))
-    worst = max(slow, key=lambda entry: entry[:2], default=None)
-    return still or ([worst[2]] if worst else [])
+    if still:
+        return still
+    if not moving:
+        return sorted(waiting, key=lambda arrival: arrival.guest.held)[-1:]
+    left, slowest = max(moving, key=lambda entry: entry[0])
+    return [slowest] if left > patience else []

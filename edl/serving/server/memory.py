@@ -188,6 +188,12 @@ class RequestMemory:
         self.budget.give_loose(arrival)
         self._grant()
 
+    def forget(self, guest: Guest) -> None:
+        """The guest's connection has been broken: what it waits for ends with ConnectionError."""
+        for waiter in self._waiters:
+            if waiter.guest is guest and not waiter.granted.done():
+                waiter.granted.set_exception(ConnectionAbortedError(f"{guest.peer} was sent away"))
+
     # --- waiting ----------------------------------------------------------------------------
 
     async def _wait(self, guest: Guest, newcomer: bool, attempt: Callable[[], bool]) -> bool:
@@ -214,12 +220,11 @@ class RequestMemory:
         """
         stuck: set[bool] = set()
         for waiter in sorted(self._waiters, key=lambda waiter: (waiter.guest.held, waiter.number)):
-            if waiter.newcomer in stuck:
+            if waiter.newcomer in stuck or waiter.granted.done():  # done: it was sent away
                 continue
             if waiter.attempt():
                 self._waiters.remove(waiter)
-                if not waiter.granted.done():
-                    waiter.granted.set_result(None)
+                waiter.granted.set_result(None)
             else:
                 stuck.add(waiter.newcomer)
 
@@ -234,9 +239,11 @@ class RequestMemory:
             for arrival in self._arrivals:
                 arrival.seen = None
             return
-        newcomers_only = all(waiter.newcomer for waiter in self._waiters)
+        among_newcomers = self.budget.newcomers_fill_their_part and all(
+            waiter.newcomer for waiter in self._waiters
+        )
         for arrival in too_slow(self._arrivals, PRESSURE_AFTER, self._patience):
-            if newcomers_only and not arrival.newcomer:
+            if among_newcomers and not arrival.newcomer:
                 continue
             logger.warning(
                 "%s holds %d bytes of request memory that others wait for, and is slow",

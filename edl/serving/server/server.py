@@ -88,7 +88,7 @@ class TeacherServer:
         self._inputs = Arena.create(options.input_bytes, "edl-inputs")
         self._metrics = Metrics()
         self._gate = Gate(options.max_connections)
-        memory = RequestMemory(self._inputs, limits.patience, self._throw_out)
+        self._memory = memory = RequestMemory(self._inputs, limits.patience, self._throw_out)
         batcher: Batcher[Job] = Batcher(
             options.max_batch_rows, options.max_wait, options.max_queued
         )
@@ -208,6 +208,7 @@ class TeacherServer:
         stream = self._streams.get(guest)
         if stream is not None and not stream.closed:
             stream.abort()
+            self._memory.forget(guest)
             self._reject(f"{guest.peer}: {why}")
 
     def _reject(self, why: str) -> None:

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edl.errors import WireError
-from edl.serving.wire.json_codec import decode_request, encode_response
+from edl.serving.wire.json_codec import (
+    decode_request,
+    encode_response,
+    encode_response_in_pieces,
+)
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 KINDS = ("i8", "f4", "i4", "f8", "i2", "f2", "u2", "u1", "i1", "?")
@@ -94,3 +98,21 @@ def test_any_json_is_a_request_or_a_wire_error(value):
         decode_request(json.dumps({"tensor": [value], "x": value}).encode())
     except WireError:
         pass
+
+
+def test_a_json_answer_in_pieces_is_the_answer():
+    outputs = {
+        "a": np.random.default_rng(0).random((300, 11), dtype="f4"),
+        "b": np.arange(400_000, dtype="u1"),
+        "c": np.zeros((0, 3), "f4"),
+        "d": np.array(["x", 'q"'], object),
+    }
+    pieces = list(encode_response_in_pieces(outputs, 2**64 - 1))
+    assert max(map(len, pieces)) < 1 << 20
+    message = json.loads(b"".join(pieces))
+    assert message["log_id"] == 2**64 - 1
+    tensors = message["outputs"][0]["tensor"]
+    decoded = decode_request(json.dumps({"tensor": tensors}).encode()).feeds
+    for name, array in outputs.items():
+        assert (decoded[name] == array).all()
+        assert decoded[name].shape == array.shape

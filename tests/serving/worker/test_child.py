@@ -1,0 +1,154 @@
+"""Processes of the server that die, hang, or cannot be killed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from edl.errors import WireError
+from edl.serving.model.predictor import PredictorOptions
+from edl.serving.worker.arena import Arena
+from edl.serving.worker.child import Child, WorkerDied
+from edl.serving.worker.handles import WorkerProcess
+from edl.serving.worker.parser import Message, NoRoom, Parser
+from tests.support.processes import alive, eventually
+
+PREDICTOR = PredictorOptions(python="tests.support.predictors:Sums")
+
+
+@pytest.fixture
+def inputs():
+    arena = Arena.create(64 << 20, "test")
+    yield arena
+    arena.close()
+
+
+async def longest_stall(doing):
+    """The longest that the loop was away while ``doing`` went on."""
+    longest, task = 0.0, asyncio.ensure_future(doing)
+    while not task.done():
+        started = time.monotonic()
+        await asyncio.sleep(0.01)
+        longest = max(longest, time.monotonic() - started)
+    await task
+    return longest
+
+
+def test_a_worker_that_cannot_be_killed_blocks_nothing_and_is_left_behind(
+    inputs, monkeypatch, caplog
+):
+    async def check():
+        worker = WorkerProcess(PREDICTOR, inputs, 1 << 20)
+        await worker.start(60)
+        pid = worker.pid
+        # A process in the kernel's uninterruptible sleep runs nothing, and SIGKILL does nothing.
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)
+        running = asyncio.ensure_future(worker.run([], []))
+        await asyncio.sleep(0.05)
+        worker.kill("the worker took more than 1 s")
+        with pytest.raises(WorkerDied, match="took more than 1 s"):
+            await asyncio.wait_for(running, 2)
+        started = time.monotonic()
+        assert await longest_stall(worker.stop(grace=0.0)) < 0.5
+        assert time.monotonic() - started < 4
+        assert "left behind" in caplog.text
+        await worker.start(60)  # and another takes its place
+        assert worker.pid not in (None, pid)
+        monkeypatch.undo()
+        await worker.stop()
+        return pid
+
+    pid = asyncio.run(check())
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid))
+
+
+def test_who_stops_a_process_that_leaves_by_itself_waits_no_longer_than_that(inputs):
+    async def check():
+        child = await Child.start("edl.serving.worker.parsing", (inputs.fd,))
+        started = time.monotonic()
+        await child.stop(grace=10)
+        return time.monotonic() - started
+
+    assert asyncio.run(check()) < 5
+
+
+def message_of(inputs, body, is_json=True, compression=""):
+    inputs.view(0, len(body))[:] = body
+    return Message(0, len(body), is_json, compression, 16 << 20)
+
+
+BODY = b'{"tensor": [{"float_data": [1, 2], "elem_type": 1, "shape": [2], "name": "x"}]}'
+
+
+def test_a_parser_that_dies_takes_one_request_with_it_and_is_started_again(inputs):
+    async def check():
+        parser = Parser(inputs)
+        message = message_of(inputs, BODY)
+        request = await parser.parse(message, lambda size: 1 << 20)
+        assert request.feeds["x"].tolist() == [1, 2]
+        os.kill(parser.pid, signal.SIGSTOP)
+        parsing = asyncio.ensure_future(parser.parse(message, lambda size: 1 << 20))
+        waiting = asyncio.ensure_future(parser.parse(message, lambda size: 1 << 20))
+        await asyncio.sleep(0.05)
+        os.kill(parser.pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            await parsing
+        assert (await waiting).feeds["x"].tolist() == [1, 2]
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+def test_a_parser_that_takes_too_long_is_replaced(inputs):
+    async def check():
+        parser = Parser(inputs, timeout=1.5)
+        message = message_of(inputs, BODY)
+        await parser.parse(message, lambda size: 1 << 20)
+        os.kill(parser.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerDied, match=r"more than 1\.5 s"):
+            await parser.parse(message, lambda size: 1 << 20)
+        assert (await parser.parse(message, lambda size: 1 << 20)).feeds["x"].tolist() == [1, 2]
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+def test_a_parser_goes_on_after_what_it_cannot_parse_and_what_has_no_room(inputs):
+    async def check():
+        parser = Parser(inputs)
+        with pytest.raises(WireError, match="not JSON"):
+            await parser.parse(message_of(inputs, b"{"), lambda size: 1 << 20)
+        with pytest.raises(NoRoom):
+            await parser.parse(message_of(inputs, BODY), lambda size: None)
+        request = await parser.parse(message_of(inputs, BODY), lambda size: 1 << 20)
+        assert request.feeds["x"].tolist() == [1, 2]
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+def test_shorter_messages_are_parsed_first(inputs):
+    order = []
+
+    async def check():
+        parser = Parser(inputs)
+        inputs.view(0, len(BODY))[:] = BODY
+
+        async def parse(size):
+            inputs.view(0, size)[:] = BODY + b" " * (size - len(BODY))
+            await parser.parse(Message(0, len(BODY) + size, True, "", 1 << 20), lambda n: 1 << 20)
+            order.append(size)
+
+        await parse(200)
+        order.clear()
+        await asyncio.gather(*(parse(size) for size in (500, 3000, 1000, 2000)))
+        await parser.stop()
+
+    inputs.view(0, 10_000)[:] = b" " * 10_000
+    asyncio.run(check())
+    assert order == [500, 1000, 2000, 3000]
