@@ -307,6 +307,11 @@ class Engine:
         self._running[worker] = asyncio.get_running_loop().time()
         try:
             return await worker.run([job.refs for job in jobs], jobs[0].fetches)
+        except (WorkerError, WorkerDied):
+            raise
+        except Exception as error:  # nobody knows what state it is in
+            logger.exception("talking to a worker failed")
+            raise WorkerDied(f"talking to the worker failed: {_said(error)}") from error
         finally:
             del self._running[worker]
 

@@ -159,7 +159,7 @@ class _Answer:
             return
         try:
             payload = encode_response(outcome.arrays, self.log_id)
-        except (WireError, MemoryError) as error:
+        except Exception as error:  # whatever it is, it is answered
             outcome.release()
             self.send(frame.EINTERNAL, f"the model's outputs cannot be sent: {error}", [])
         else:

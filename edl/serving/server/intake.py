@@ -4,6 +4,7 @@ parser process, so that nobody else waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Optional
 
@@ -71,12 +72,21 @@ class Intake:
         """
         try:
             message = Message(start, size, is_json, compression, self.limit(is_json))
-            request = self._quickly(message)
+            effort = Effort(_QUICK)
+            request = self._quickly(message, effort)
+            if effort.left < _QUICK // 2 or is_json or compression:
+                await asyncio.sleep(0)  # who sends many of them takes turns with the others
             if request is not None:
                 return request
 
             def reserve(room: int) -> Optional[int]:
-                block = self.memory.try_block(guest, room) if room <= self.max_body else None
+                if room > self.max_body:
+                    text = (
+                        f"its arrays would take {_megabytes(room)}, beyond this teacher's limit "
+                        f"of {_megabytes(self.max_body)}; send fewer rows at a time"
+                    )
+                    raise Refusal(frame.EREQUEST, text)
+                block = self.memory.try_block(guest, room)
                 if block is not None:
                     blocks.append(block)
                 return block
@@ -91,7 +101,7 @@ class Intake:
             logger.error("parsing a message of %d bytes of %s failed: %s", size, guest.peer, error)
             raise Refusal(frame.EINTERNAL, f"this request could not be parsed: {error}") from None
 
-    def _quickly(self, message: Message) -> Optional[Request]:
+    def _quickly(self, message: Message, effort: Effort) -> Optional[Request]:
         """The request, unless decoding it takes long. Raises WireError."""
         body = self.memory.view(message.block, message.size)
         if message.compression:
@@ -101,7 +111,7 @@ class Intake:
         if message.is_json:
             return json_codec.decode_request(body) if len(body) <= _QUICK_JSON else None
         try:
-            return decode_request(body, Effort(_QUICK))
+            return decode_request(body, effort)
         except TooMuchEffort:
             return None
 

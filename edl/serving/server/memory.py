@@ -70,7 +70,9 @@ class RequestMemory:
 
     async def block(self, guest: Guest, size: int) -> int:
         """A block of the arena, when there is room. Who holds least comes first."""
-        block: Optional[int] = None
+        block = None if self._waiters else self.try_block(guest, size)
+        if block is not None:  # nearly always
+            return block
 
         def attempt() -> bool:
             nonlocal block

@@ -184,12 +184,11 @@ class TeacherServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, address = await loop.sock_accept(self._listener)
+                sock, (host, port, *_) = await loop.sock_accept(self._listener)
+                self._welcome(Stream(sock, f"{host}:{port}", self._options.limits.patience))
             except OSError as error:  # such as too many open files: it passes
                 logger.warning("accept failed: %s", error)
                 await asyncio.sleep(0.1)
-                continue
-            self._welcome(Stream(sock, f"{address[0]}:{address[1]}", self._options.limits.patience))
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from the others
 
     def _welcome(self, stream: Stream) -> None:
@@ -250,6 +249,7 @@ class TeacherServer:
             if looks_like_http(start):
                 http = HttpConnection(stream, guest, self._routes, self._service.memory)
                 goes_on = await http.serve(start)
+                await asyncio.sleep(0)  # those that come in one packet take turns with others
             else:
                 goes_on = await frames.serve_one(start)
             idle = limits.idle

@@ -86,7 +86,9 @@ class Stream:
             except BlockingIOError:
                 await self._readable(deadline)
             else:
-                await self._let_others()
+                self._reads += 1
+                if self._reads >= _READS_IN_A_ROW:
+                    await self._let_others()
                 return data
 
     def unread(self, data: Union[bytes, bytearray]) -> None:
@@ -106,15 +108,15 @@ class Stream:
             else:
                 if not received:
                     raise EOFError(f"{self.peer} closed the connection")
-                await self._let_others()
+                self._reads += 1
+                if self._reads >= _READS_IN_A_ROW:
+                    await self._let_others()
                 return received
 
     async def _let_others(self) -> None:
         """Whose bytes are always there already would otherwise keep the loop."""
-        self._reads += 1
-        if self._reads >= _READS_IN_A_ROW:
-            self._reads = 0
-            await asyncio.sleep(0)
+        self._reads = 0
+        await asyncio.sleep(0)
 
     async def _readable(self, deadline: float) -> None:
         self._reads = 0

@@ -5,6 +5,7 @@ import json
 import random
 import resource
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_thousands_of_connections_at_once_are_all_served():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     with python_teacher("Sums", verbose=False) as teacher, contextlib.ExitStack() as stack:
-        backlog = int(open("/proc/sys/net/core/somaxconn").read())
+        backlog = int(Path("/proc/sys/net/core/somaxconn").read_text())
         socks = []
         teacher.kill(19)  # SIGSTOP: they all come at once, as far as the teacher can see
         for _ in range(min(2000, backlog)):

@@ -11,11 +11,13 @@ import urllib.request
 import numpy as np
 import pytest
 
-from edl.errors import RequestRefused
-from edl.serving import ServerOptions, TeacherClient, serve
+from edl.errors import RequestRefused, TeacherFailed
+from edl.serving import Description, ServerOptions, TeacherClient, TensorSpec, serve
+from edl.serving.server.hosting import FunctionPredictor, ServedTeacher
 from edl.serving.server.service import Limits
 from edl.serving.wire import frame
 from edl.serving.wire.messages import METHOD, SERVICE, encode_request
+from edl.serving.worker.handles import WorkerThread
 from tests.support.processes import eventually, python_teacher
 from tests.support.wire import (
     INFERENCE,
@@ -351,3 +353,41 @@ def test_a_body_may_be_as_large_as_the_limit_on_both_protocols():
             assert read_http(sock)[0] == 200
         memory = teacher._server._service.memory
         eventually(lambda: memory.budget.blocks == memory.budget.loose == 0)
+
+
+@pytest.mark.parametrize("ask", [rpc, post], ids=["baidu_std", "http"])
+def test_outputs_that_cannot_be_written_are_an_error_answer_and_leak_nothing(ask):
+    fetches = {"y": ((), "str")}
+    teacher = serve(lambda x: np.array(["\ud800"] * len(x), object), FEEDS, fetches)
+    with connect(teacher) as sock:
+        for _ in range(3):
+            sock.sendall(ask(PAYLOAD))
+            if ask is rpc:
+                assert read_rpc(sock)[0].error_code == frame.EINTERNAL
+            else:
+                assert read_http(sock)[0] == 500
+    started = time.monotonic()
+    teacher.close()
+    assert time.monotonic() - started < 5, "draining ends"
+
+
+class Confused(WorkerThread):
+    """A worker that fails in a way that it should not, once."""
+
+    confused = True
+
+    async def run(self, requests, fetches):
+        if self.confused:
+            self.confused = False
+            raise MemoryError
+        return await super().run(requests, fetches)
+
+
+def test_a_worker_that_fails_unexpectedly_is_replaced_and_its_request_answered():
+    specs = {"x": TensorSpec((-1,), "float32")}, {"y": TensorSpec((-1,), "float32")}
+    predictor = FunctionPredictor(lambda x: 2 * x, Description(*specs))
+    with ServedTeacher(lambda inputs: [Confused(predictor, inputs)], ServerOptions()) as teacher:
+        with TeacherClient(teacher.endpoint) as client:
+            with pytest.raises(TeacherFailed, match="out of memory"):
+                client.infer({"x": X})
+            assert (client.infer({"x": X}, timeout=20)["y"] == 2 * X).all()
