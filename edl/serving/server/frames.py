@@ -62,7 +62,8 @@ class FrameConnection:
                 return False
         block = await self.service.memory.receive(self._stream, self._guest, head, body_size)
         await self._handle(block, body_size, meta_size)
-        await self._wait_for_answers(_MAX_UNANSWERED - 1)
+        if self._unanswered >= _MAX_UNANSWERED:
+            await self._wait_for_answers(_MAX_UNANSWERED - 1)
         return True
 
     async def settle(self) -> None:

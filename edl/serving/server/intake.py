@@ -70,28 +70,15 @@ class Intake:
 
         Raises Refusal for what is not a request, or cannot be taken.
         """
+        effort = Effort(_QUICK)
         try:
-            message = Message(start, size, is_json, compression, self.limit(is_json))
-            effort = Effort(_QUICK)
-            request = self._quickly(message, effort)
+            request = self._quickly(start, size, is_json, compression, effort)
             if effort.left < _QUICK // 2 or is_json or compression:
                 await asyncio.sleep(0)  # who sends many of them takes turns with the others
             if request is not None:
                 return request
-
-            def reserve(room: int) -> Optional[int]:
-                if room > self.max_body:
-                    text = (
-                        f"its arrays would take {_megabytes(room)}, beyond this teacher's limit "
-                        f"of {_megabytes(self.max_body)}; send fewer rows at a time"
-                    )
-                    raise Refusal(frame.EREQUEST, text)
-                block = self.memory.try_block(guest, room)
-                if block is not None:
-                    blocks.append(block)
-                return block
-
-            return await self._parser.parse(message, reserve)
+            message = Message(start, size, is_json, compression, self.limit(is_json))
+            return await self._parse(guest, blocks, message)
         except WireError as error:
             raise Refusal(frame.EREQUEST, f"malformed request: {error}") from None
         except NoRoom:
@@ -101,14 +88,33 @@ class Intake:
             logger.error("parsing a message of %d bytes of %s failed: %s", size, guest.peer, error)
             raise Refusal(frame.EINTERNAL, f"this request could not be parsed: {error}") from None
 
-    def _quickly(self, message: Message, effort: Effort) -> Optional[Request]:
+    async def _parse(self, guest: Guest, blocks: list[int], message: Message) -> Request:
+        """The request, from the parser process."""
+
+        def reserve(room: int) -> Optional[int]:
+            if room > self.max_body:
+                text = (
+                    f"its arrays would take {_megabytes(room)}, beyond this teacher's limit "
+                    f"of {_megabytes(self.max_body)}; send fewer rows at a time"
+                )
+                raise Refusal(frame.EREQUEST, text)
+            block = self.memory.try_block(guest, room)
+            if block is not None:
+                blocks.append(block)
+            return block
+
+        return await self._parser.parse(message, reserve)
+
+    def _quickly(
+        self, start: int, size: int, is_json: bool, compression: str, effort: Effort
+    ) -> Optional[Request]:
         """The request, unless decoding it takes long. Raises WireError."""
-        body = self.memory.view(message.block, message.size)
-        if message.compression:
+        body = self.memory.view(start, size)
+        if compression:
             if len(body) > _QUICK_COMPRESSED:
                 return None
-            body = decompress(body, message.compression, message.limit)
-        if message.is_json:
+            body = decompress(body, compression, self.limit(is_json))
+        if is_json:
             return json_codec.decode_request(body) if len(body) <= _QUICK_JSON else None
         try:
             return decode_request(body, effort)

@@ -70,9 +70,7 @@ class RequestMemory:
 
     async def block(self, guest: Guest, size: int) -> int:
         """A block of the arena, when there is room. Who holds least comes first."""
-        block = None if self._waiters else self.try_block(guest, size)
-        if block is not None:  # nearly always
-            return block
+        block: Optional[int] = None
 
         def attempt() -> bool:
             nonlocal block
@@ -105,24 +103,32 @@ class RequestMemory:
         """A body of ``size`` bytes that begins with ``head`` and goes on in ``stream``: the block
         that it lies in. Raises EOFError, TimeoutError, OSError.
         """
-        arrival = Arrival(guest, size, not guest.trusted)
+        if guest.trusted and size <= self.budget.largest_claim:
+            return await self._receive_block(stream, guest, head, size)
+        arrival = self.begin(guest, size)
         try:
-            if guest.trusted and size <= self.budget.largest_claim:
-                return await self._receive_block(stream, arrival, head)
-            self._arrivals.add(arrival)
             body = await self._receive_loose(stream, arrival, head)
-            return await self._move(arrival, body)
+            return await self.finish(arrival, body)
         finally:
-            self._end(arrival)
+            self.drop(arrival)
 
-    async def _receive_block(self, stream: Stream, arrival: Arrival, head: memoryview) -> int:
-        block = await self.block(arrival.guest, arrival.size)
-        self._arrivals.add(arrival)
+    async def _receive_block(
+        self, stream: Stream, guest: Guest, head: memoryview, size: int
+    ) -> int:
+        block = self.try_block(guest, size) if not self._waiters else None
+        if block is None:
+            block = await self.block(guest, size)
         try:
-            view = self.view(block, arrival.size)
+            view = self.view(block, size)
             view[: len(head)] = head
-            arrival.arrived = len(head)
-            await _fill(stream, view[len(head) :], arrival, stream.pace())
+            arrived = len(head) + stream.read_now(view[len(head) :])
+            if arrived < size:
+                arrival = self.begin(guest, size)
+                arrival.arrived = arrived
+                try:
+                    await _fill(stream, view[arrived:], arrival, stream.pace())
+                finally:
+                    self.drop(arrival)
         except BaseException:
             self.free(block)
             raise
@@ -162,16 +168,14 @@ class RequestMemory:
         finally:
             arrival.waits = False
 
-    async def finish(self, arrival: Arrival, body: bytearray) -> int:
-        """The body is whole: the block that it lies in now."""
-        return await self._move(arrival, body)
-
     def drop(self, arrival: Arrival) -> None:
         """The body is not on its way any longer, and its ordinary memory is free."""
-        self._end(arrival)
+        self._arrivals.discard(arrival)
+        self.budget.give_loose(arrival)
+        self._grant()
 
-    async def _move(self, arrival: Arrival, body: bytearray) -> int:
-        """Copy a whole body into a block, a piece at a time: others go on meanwhile."""
+    async def finish(self, arrival: Arrival, body: bytearray) -> int:
+        """The body is whole: the block that it is copied to. Others go on meanwhile."""
         self._arrivals.discard(arrival)  # whole: nobody needs to make it faster
         block = await self.block(arrival.guest, len(body))
         view = self.view(block, len(body))
@@ -184,11 +188,6 @@ class RequestMemory:
             self.free(block)
             raise
         return block
-
-    def _end(self, arrival: Arrival) -> None:
-        self._arrivals.discard(arrival)
-        self.budget.give_loose(arrival)
-        self._grant()
 
     def forget(self, guest: Guest) -> None:
         """The guest's connection has been broken: what it waits for ends with ConnectionError."""
@@ -220,6 +219,8 @@ class RequestMemory:
         """Give waiters what they want, in their order; one that does not fit yet is not overtaken
         by others of its kind.
         """
+        if not self._waiters:
+            return
         stuck: set[bool] = set()
         for waiter in sorted(self._waiters, key=lambda waiter: (waiter.guest.held, waiter.number)):
             if waiter.newcomer in stuck or waiter.granted.done():  # done: it was sent away

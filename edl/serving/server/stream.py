@@ -37,6 +37,7 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.peer = peer
         self.closed = False
+        self._ended = False
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._patience = patience
@@ -66,6 +67,19 @@ class Stream:
         """
         while len(view):
             view = view[await self.read_part(view, pace) :]
+
+    def read_now(self, view: memoryview) -> int:
+        """Receive into ``view`` what is there already, at most; how many bytes. Raises OSError."""
+        if self._unread or not len(view):
+            return 0
+        try:
+            received = self._socket.recv_into(view)
+        except BlockingIOError:
+            return 0
+        if not received:
+            raise EOFError(f"{self.peer} closed the connection")
+        self._reads += 1
+        return received
 
     async def read_part(self, view: memoryview, pace: Pace) -> int:
         """The same for at least one byte of ``view``. How many."""
@@ -140,7 +154,7 @@ class Stream:
         """Send all of ``buffers``, after what was to be sent before. ``done`` is called once, with
         None or with the error that ended the connection, perhaps before this returns.
         """
-        if self.closed:
+        if self.closed or self._ended:
             done(OSError(f"the connection to {self.peer} is closed"))
             return
         self._unsent.append(([memoryview(buffer) for buffer in buffers if len(buffer)], done))
@@ -208,7 +222,10 @@ class Stream:
     # --- the end ----------------------------------------------------------------------------
 
     def end_sending(self) -> None:
-        """Tell the peer that nothing more will be sent."""
+        """Tell the peer that nothing more will be sent. What it still sends is read, since closing
+        with unread bytes would destroy answers on their way; it gets no answer.
+        """
+        self._ended = True
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:

@@ -75,6 +75,9 @@ _DATA_FIELD = {
     FP64: _FLOAT64_DATA,
     BOOL: _BOOL_DATA,
 }
+#: What is converted rather than viewed.
+_CONVERTED = (_INT64_DATA, _INT_DATA, _BOOL_DATA, _STRING_DATA)
+
 #: The wire type of one element when a sender does not pack them (allowed by proto3).
 _UNPACKED = {
     _INT64_DATA: pb.VARINT,
@@ -89,19 +92,13 @@ class TooMuchEffort(Exception):
     """Decoding a message would take more than it may; nothing is wrong with it so far."""
 
 
+@dataclass
 class Effort:
     """What decoding may take: ``left`` bytes that are converted rather than viewed (integers,
     strings, data in pieces), a field for _FIELD of them. A mebibyte is about 20 ms.
     """
 
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def spend(self, size: int) -> None:
-        """Raises TooMuchEffort when it is used up."""
-        self.left -= size
-        if self.left < 0:
-            raise TooMuchEffort
+    left: int
 
 
 @dataclass(frozen=True)
@@ -209,9 +206,13 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
     shape: list[int] = []
     data: dict[int, list[memoryview]] = {}
     strings: list[str] = []
+    left = math.inf if effort is None else effort.left
     for number, wire_type, value in pb.fields(message, limit=MAX_STRINGS):
-        if effort is not None:
-            effort.spend(_field_cost(number, value))
+        left -= _FIELD
+        if number in _CONVERTED and not isinstance(value, int):
+            left -= len(value)
+        if left < 0:
+            raise TooMuchEffort
         if number == _STRING_DATA:
             strings.append(pb.as_text(number, value))
         elif number == _CONTENT or (number in _UNPACKED and wire_type == pb.LENGTH):
@@ -226,8 +227,8 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
             name = pb.as_text(number, value)
         elif number == _ALIAS_NAME:
             alias = pb.as_text(number, value)
-    if effort is not None:  # data in pieces are joined
-        effort.spend(sum(size_of(chunks) for chunks in data.values() if len(chunks) > 1))
+    if effort is not None:
+        effort.left = _left_after_joining(int(left), data)
     try:
         array = _assemble(elem_type, shape, data, strings)
     except WireError as error:
@@ -235,9 +236,12 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
     return NamedTensor(name, alias or name, array)
 
 
-def _field_cost(number: int, value: pb.FieldValue) -> int:
-    converted = number in (_INT64_DATA, _INT_DATA, _BOOL_DATA, _STRING_DATA)
-    return _FIELD + (len(value) if converted and not isinstance(value, int) else 0)
+def _left_after_joining(left: int, data: dict[int, list[memoryview]]) -> int:
+    """What is left of an effort when data that came in pieces are joined, too."""
+    left -= sum(size_of(chunks) for chunks in data.values() if len(chunks) > 1)
+    if left < 0:
+        raise TooMuchEffort
+    return left
 
 
 def _unpacked(number: int, wire_type: int, value: pb.FieldValue) -> memoryview:

@@ -1,5 +1,6 @@
 """Tensors to bytes and back: every dtype and shape, Google's runtime, hostile input."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -204,3 +205,38 @@ def test_a_name_that_occurs_twice_is_refused():
     message = Request(tensor=[tensor, tensor]).SerializeToString()
     with pytest.raises(WireError, match="'x' occurs twice"):
         decode_request(memoryview(message))
+
+
+@pytest.mark.parametrize(
+    ("array", "effort", "quick"),
+    [
+        (np.zeros(1 << 20, "f4"), 1000, True),
+        (np.zeros(100, "i8"), 1000, True),
+        (np.zeros(1000, "i8"), 1000, False),
+        (np.zeros(1000, "?"), 1000, False),
+        (np.array(["x"] * 100, object), 1000, False),
+        (np.array(["x" * 1000], object), 1000, False),
+    ],
+)
+def test_what_decoding_takes_is_bounded_before_it_is_done(array, effort, quick):
+    message = memoryview(b"".join(encode_request({"x": array}, [])))
+    with contextlib.nullcontext() if quick else pytest.raises(codec.TooMuchEffort):
+        decode_request(message, codec.Effort(effort))
+    assert (decode_request(message).feeds["x"] == array).all()
+
+
+def test_data_in_pieces_are_an_effort():
+    whole = b"".join(codec.encode_tensor("x", np.zeros(500, "f4")))
+    pieces = memoryview(whole[: 2000 + 3] + whole)
+    with pytest.raises(codec.TooMuchEffort):
+        codec.decode_tensor(pieces, codec.Effort(1000))
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 100])
+def test_strings_take_the_width_of_the_longest_within_a_limit(longest):
+    strings = np.array(["y" * longest, "", "é"], object)
+    width = codec.as_text_array("x", strings, 1 << 20).dtype.itemsize // 4
+    assert longest <= width < 2 * longest + 1
+    assert codec.as_text_array("x", strings, 1 << 20).tolist() == strings.tolist()
+    with pytest.raises(WireError, match=f"tensor 'x': 3 strings, the longest of {longest} char"):
+        codec.as_text_array("x", strings, 12 * width - 1)
