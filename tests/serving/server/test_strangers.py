@@ -306,14 +306,17 @@ def test_what_is_slow_to_parse_stalls_nobody(make):
 
         thread = threading.Thread(target=attack)
         thread.start()
-        longest = 0.0
+        longest, began = 0.0, time.monotonic()
         while not answered.is_set():
             started = time.monotonic()
             client.infer({"img": X})
             longest = max(longest, time.monotonic() - started)
         thread.join()
         print(f"{make.__name__}: others waited {1000 * longest:.0f} ms at most")
-        assert longest < 0.6
+        took = time.monotonic() - began
+        assert longest < max(1.0, took / 3), (
+            "parsed on the loop, or holding its GIL, it is all of it"
+        )
 
 
 def test_json_beyond_its_limit_is_refused_before_it_is_received_and_the_remedy_named():
