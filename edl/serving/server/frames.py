@@ -13,14 +13,13 @@ from edl.serving.server.gate import Guest
 from edl.serving.server.service import Service
 from edl.serving.server.stream import Stream
 from edl.serving.wire import frame
+from edl.serving.wire.compression import compression_of
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE
 from edl.serving.wire.messages import METHODS, SERVICE, encode_response
 from edl.serving.wire.tensor import Buffer
 
 logger = logging.getLogger(__name__)
 
-#: brpc's compress_type in words; its snappy (1) is not supported.
-_COMPRESSIONS = {0: "", 2: "gzip", 3: "zlib"}
 
 #: Requests of one connection beyond which nothing is read until some are answered: a client that
 #: does not take its answers must not fill the memory they lie in.
@@ -198,7 +197,7 @@ def _check(meta: frame.RequestMeta) -> str:
         raise Refusal(
             frame.ENOMETHOD, f"no method {meta.method!r}; there are {' and '.join(METHODS)}"
         )
-    if meta.compress_type not in _COMPRESSIONS:
-        text = f"compression {meta.compress_type} is not supported; gzip (2) and zlib (3) are"
-        raise Refusal(frame.EREQUEST, text)
-    return _COMPRESSIONS[meta.compress_type]
+    try:
+        return compression_of(meta.compress_type) if meta.compress_type else ""
+    except WireError as error:
+        raise Refusal(frame.EREQUEST, str(error)) from None

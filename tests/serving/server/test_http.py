@@ -139,7 +139,7 @@ def test_who_expects_a_100_gets_it(teacher):
         (protobuf(), {**PROTO, "Content-Encoding": "br"}, 400, "br is not supported"),
         (b"nonsense", {**PROTO, "Content-Encoding": "gzip"}, 400, "not valid gzip"),
         (
-            gzip.compress(b"a")[:-2],
+            gzip.compress(b"a", mtime=0)[:-2],
             {**PROTO, "Content-Encoding": "gzip"},
             400,
             "not one whole gzip",
