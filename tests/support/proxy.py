@@ -7,9 +7,9 @@
 Behaviours, each with its amount:
 
 ``pass``; ``stall`` (nothing passes, the connection stays open); ``stall-up``, ``stall-down`` (half
-open: nothing passes to the teacher, or from it); ``throttle`` (bytes per second); ``delay`` (seconds
-for each piece); ``cut`` (the connection is reset after so many bytes more); ``refuse`` (all
-connections are reset, and new ones refused, until ``every`` says something else).
+open: nothing passes to the teacher, or from it); ``throttle`` (bytes per second); ``delay``
+(seconds for each piece); ``cut`` (reset after so many bytes more); ``refuse`` (all connections are
+reset, and new ones refused, until ``every`` says something else).
 
 A process, because the workers that a test forks would hold on to its sockets.
 """
