@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from edl.distill.ahead import ReadAhead
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
 from edl.distill.link import Wants
+from edl.distill.loaders import Ahead, tend_dataloaders
 from edl.distill.pool import Batch, Pool, PoolConfig, Stream
 from edl.distill.progress import Progress, Start
 from edl.distill.settings import (
@@ -28,7 +29,7 @@ from edl.distill.source import Source
 from edl.distill.state import Limits, check_number
 from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
-from edl.distill.workers import group_of, start_workers_anew, worker_info
+from edl.distill.workers import group_of, worker_info
 from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
@@ -206,15 +207,10 @@ class DistillReader(IterableDataset):
 
     def __call__(self) -> Iterator[Any]:
         """One epoch: an iterator over the source's batches with their predictions."""
-        source = self._checked_source()
         info = worker_info()
         if info is not None:
-            return self._epoch_in_worker(source, info)
-        if self._running is not None:
-            self._running.settle()  # an iteration that was left may use the source still
-        start = self._progress.begin()
-        items = source.open(start, self._progress.trail)  # first, so that a DataLoader forks its
-        return self._epoch(self._run(), start, items)  # workers before we start threads
+            return self._epoch_in_worker(self._checked_source(), info)
+        return self._epoch(self._begin())
 
     def __iter__(self) -> Iterator[Any]:
         return self()
@@ -231,8 +227,21 @@ class DistillReader(IterableDataset):
             )
         return self._source
 
-    def _epoch(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
-        for value in self._values(running, start, items):
+    def _begin(self) -> Iterator[Any]:
+        source = self._checked_source()
+        if self._running is not None:
+            self._running.settle()  # an iteration that was left may use the source still
+        start = self._progress.begin()
+        items = source.open(start, self._progress.trail)  # first, so that a DataLoader forks its
+        return self._values(self._run(), start, items)  # workers before we start threads
+
+    def _read_ahead(self) -> Ahead:
+        """One epoch for a DataLoader that has no workers."""
+        values = self._begin()
+        return Ahead(values, self._progress, self._run().leave_iteration)
+
+    def _epoch(self, values: Iterator[Any]) -> Iterator[Any]:
+        for value in values:
             self._progress.deliver()
             yield value
             del value  # the student's memory is its own again
@@ -447,7 +456,7 @@ class DistillReader(IterableDataset):
 
 
 if IterableDataset is not object:
-    start_workers_anew(DistillReader)
+    tend_dataloaders(DistillReader, DistillReader._read_ahead)
 
 _STATE_KEYS = ("version", "epoch", "delivered")
 

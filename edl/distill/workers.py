@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import itertools
 import json
 import multiprocessing
@@ -43,25 +42,6 @@ def pretend_to_be_the_only_worker() -> None:
     module._worker_info = module.WorkerInfo(
         id=0, num_workers=1, dataset=info.dataset, seed=info.seed, one_of=info
     )
-
-
-def start_workers_anew(kind: type) -> None:
-    """Let every DataLoader around a dataset of ``kind`` start new workers for each epoch.
-
-    With persistent ones Paddle (3.3) does not end an epoch of an IterableDataset: who waits for the
-    next batch when the last worker ends is woken by nobody, and where several end, it counts more
-    requests than it allows itself. There is no way to do without: a dataset is not asked.
-    """
-    loader: Any = sys.modules["paddle"].io.DataLoader
-    begin = loader.__iter__
-
-    @functools.wraps(begin)
-    def begin_anew(self: Any) -> Any:
-        if isinstance(self.dataset, kind):
-            self._persistent_workers = False
-        return begin(self)
-
-    loader.__iter__ = begin_anew
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The reader inside a DataLoader with workers: exactly once, in the source's order, every epoch."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.distill.test_sources import (
     firsts,
     make,
 )
-from tests.support.processes import eventually
+from tests.support.processes import children_of, eventually
 
 paddle = pytest.importorskip("paddle")
 
@@ -138,6 +139,30 @@ def test_an_epoch_that_is_left_early_is_followed_by_a_whole_one(sums_teacher, pe
         del outer
 
 
+def test_the_same_in_a_dataloader_without_workers(sums_teacher):
+    with make(sums_teacher, shuffled()) as reader:
+        outer = around(reader, 0)
+        for _ in itertools.islice(outer, 3):
+            pass
+        assert reader.state_dict()["delivered"] == 3
+        assert sorted(labels(outer)) == EVERYTHING
+        assert reader.epoch == 2
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_dataloader_without_workers_reads_ahead_and_loses_nothing(sums_teacher, size):
+    def outer(reader):
+        return paddle.io.DataLoader(reader, batch_size=size, num_workers=0)
+
+    with make(sums_teacher, shuffled()) as reader:
+        first = labels(itertools.islice(outer(reader), 3))
+        state = reader.state_dict()
+    with make(sums_teacher, shuffled()) as reader:
+        reader.load_state_dict(state)
+        assert sorted(first + labels(outer(reader))) == EVERYTHING
+        assert (reader.epoch, sorted(labels(outer(reader)))) == (1, EVERYTHING)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
 def test_a_resumed_shuffled_epoch_gives_exactly_the_rest_and_the_next_one_is_whole(
@@ -203,6 +228,23 @@ def test_workers_leave_the_registry_when_they_leave(etcd_server, etcd, service, 
             eventually(
                 lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3
             )
+    registration.stop()
+
+
+@pytest.mark.parametrize("taken", [0, 3])
+def test_workers_end_when_an_epoch_is_left(etcd_server, etcd, service, sums_teacher, taken):
+    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
+    registration.start()
+    before = children_of(os.getpid())
+    where = f"etcd://{etcd_server.endpoint}/{service}"
+    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
+        outer = iter(around(reader, 2))
+        for _ in range(taken):
+            next(outer)
+        del outer
+        eventually(lambda: children_of(os.getpid()) == before, timeout=3)
+        eventually(lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3)
+        assert firsts(around(reader, 2)) == ALL
     registration.stop()
 
 
