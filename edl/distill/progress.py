@@ -186,6 +186,9 @@ class Progress:
                 "a DataLoader's workers read this reader, ahead of the student: say where the "
                 "student is, with state_dict(epoch=..., delivered=...)"
             )
+        return self._here()
+
+    def _here(self) -> Start:
         return replace(self._start, skip=self.delivered, mark=self.trail.mark)
 
     def at(self, epoch: int, delivered: int) -> tuple[Start, Optional[IndexLists], Any]:
@@ -193,14 +196,19 @@ class Progress:
         ``epoch``; with the index lists that the workers share, and what they were drawn from.
         Raises ConfigError if that is not possible.
         """
-        agreement = self._board.read()
-        if agreement is None:
-            raise ConfigError(
-                "epoch and delivered are for a reader inside a DataLoader with workers; this one "
-                "knows where it is"
-            )
         check_number("epoch", epoch)
         check_number("delivered", delivered)
+        agreement, here = self._board.read(), self._here()
+        unread = agreement is None or not agreement.order  # no worker has come to an item yet
+        if unread and (epoch, delivered) == (here.epoch, here.skip):
+            return here, None, None
+        if agreement is None:
+            if (epoch, delivered) == (here.epoch + 1, 0):
+                return Start(epoch), None, None
+            raise ConfigError(
+                "epoch and delivered are for a reader inside a DataLoader with workers; this one "
+                f"knows where it is: {here.skip} batches into epoch {here.epoch}"
+            )
         last = agreement.epoch if agreement.begun else agreement.epoch - 1
         if epoch != last and (epoch != last + 1 or delivered):
             raise ConfigError(

@@ -200,6 +200,39 @@ def test_an_epoch_goes_on_with_workers_where_it_was_left_without_and_back(sums_t
         assert sorted(first + labels(reader)) == EVERYTHING
 
 
+class Waits(paddle.io.BatchSampler):
+    """Draws its order only when a file is there."""
+
+    def __init__(self, path):
+        super().__init__(Numbers(), shuffle=True, batch_size=ROWS)
+        self.path = path
+
+    def __iter__(self):
+        eventually(self.path.exists, timeout=30)
+        return super().__iter__()
+
+
+def test_a_state_may_be_taken_before_the_workers_have_begun(sums_teacher, tmp_path):
+    taken, path = 9, tmp_path / "go"
+    path.touch()
+    source = paddle.io.DataLoader(Numbers(), batch_sampler=Waits(path))
+    with make(sums_teacher, source) as reader:
+        assert reader.state_dict(epoch=0, delivered=0) == reader.state_dict()
+        first = []
+        for slots in itertools.islice(around(reader, 2), taken):
+            first += np.asarray(slots[1]).tolist()
+        state = reader.state_dict(epoch=0, delivered=taken)
+    with make(sums_teacher, source) as reader:
+        reader.load_state_dict(state)
+        path.unlink()
+        outer = iter(around(reader, 2))
+        assert reader.state_dict(epoch=0, delivered=taken) == state
+        eventually(reader._progress._board.read)
+        assert reader.state_dict(epoch=0, delivered=taken) == state
+        path.touch()
+        assert sorted(first + labels(outer)) == EVERYTHING
+
+
 def test_the_student_has_to_say_where_it_is_when_workers_read_for_it(sums_teacher):
     with make(sums_teacher, list(batches())) as reader:
         with pytest.raises(ConfigError, match="knows where it is"):
