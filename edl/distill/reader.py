@@ -29,7 +29,7 @@ from edl.distill.source import Source
 from edl.distill.state import Limits, check_number
 from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
-from edl.distill.workers import group_of, worker_info
+from edl.distill.workers import end_with, group_of, worker_info
 from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
@@ -252,7 +252,9 @@ class DistillReader(IterableDataset):
         group = group_of(info)
         start = self._progress.begin_in(group)
         items = source.open_in_worker(start, group, self._progress)
-        yield from self._values(self._run(), start, items)
+        running = self._run()
+        end_with(group.parent, running.close)
+        yield from self._values(running, start, items)
         self._progress.finish_in(group)
 
     def _values(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:

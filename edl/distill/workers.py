@@ -18,10 +18,11 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
+from edl._threads import Loop
 from edl.errors import ReaderError
 
 _HEADER_SIZE = 1 << 16
@@ -64,6 +65,19 @@ def group_of(info: Any) -> Group:
     parent = os.getppid()
     key = f"{parent}/{family}/{number - info.id}"
     return Group(key, info.id, info.num_workers, parent)
+
+
+def end_with(parent: int, close: Callable[[], None]) -> None:
+    """End this worker, after ``close``, when its ``parent`` has ended, however that was. Paddle's
+    workers wait for a parent for ever, and to the registry this one would stay a student.
+    """
+
+    def look() -> None:
+        if os.getppid() != parent:
+            close()
+            os._exit(1)
+
+    Loop("edl-parent", look, pause=1.0).start()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from tests.distill.test_sources import (
     firsts,
     make,
 )
-from tests.support.processes import children_of, eventually
+from tests.support.processes import ROOT, alive, children_of, eventually
 
 paddle = pytest.importorskip("paddle")
 
@@ -278,6 +281,38 @@ def test_workers_end_when_an_epoch_is_left(etcd_server, etcd, service, sums_teac
         eventually(lambda: children_of(os.getpid()) == before, timeout=3)
         eventually(lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3)
         assert firsts(around(reader, 2)) == ALL
+    registration.stop()
+
+
+_STUDENT = """
+import sys
+import time
+from tests.distill.test_in_dataloader import around, batches
+from edl.distill import DistillReader
+
+reader = DistillReader(["img", "label"], ["prob"], list(batches()), sys.argv[1])
+iteration = iter(around(reader, 2))
+next(iteration)
+print("reading", flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_student_that_is_killed(etcd_server, etcd, service, sums_teacher):
+    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
+    registration.start()
+    command = [sys.executable, "-c", _STUDENT, f"etcd://{etcd_server.endpoint}/{service}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as student:
+        assert student.stdout.readline() == b"reading\n"
+        workers = children_of(student.pid)
+        student.kill()
+    try:
+        assert len(workers) == 2
+        eventually(lambda: not any(map(alive, workers)), timeout=5)
+    finally:
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
+    assert not list_prefix(etcd, service_prefix(service) + STUDENTS)[0]
     registration.stop()
 
 
