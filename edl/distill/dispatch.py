@@ -285,8 +285,10 @@ class Dispatch(Generic[Payload]):
         since = min(self._tasks[oldest].sent_to.values())
         return since + max(self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency)
 
-    def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> None:
-        """A teacher's outputs for a task: the first answer wins, a second one is dropped."""
+    def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> bool:
+        """A teacher's outputs for a task: the first answer wins, a second one is dropped. Whether
+        it was kept.
+        """
         teacher = self.teachers.get(name)
         if teacher is not None and task_id in teacher.in_flight:
             task = self._tasks.get(task_id)
@@ -297,7 +299,7 @@ class Dispatch(Generic[Payload]):
         task = self._tasks.pop(task_id, None)
         if task is None:
             self.counters.duplicates += task_id >= self._cleared_below
-            return
+            return False
         self._stop_waiting(task_id)  # lost with its teacher, whose answer had arrived after all
         batch = self._batches[task.batch]
         batch.sent.pop(task_id, None)
@@ -308,6 +310,7 @@ class Dispatch(Generic[Payload]):
         if not batch.missing and batch.error is None:
             self._ready_batches += 1
             self._ready_bytes += batch.nbytes
+        return True
 
     def _stop_waiting(self, task_id: int) -> None:
         index = bisect.bisect_left(self._waiting, task_id)

@@ -13,7 +13,8 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol, Union
+from enum import Enum, auto
+from typing import Callable, Optional, Protocol, Union
 
 import numpy as np
 
@@ -53,6 +54,18 @@ class Wants:
     token: str = ""
 
 
+class Instead(Enum):
+    """What to do when there is no task: give the connection up, or see whether the teacher is what
+    it was. (One that is sent nothing could be gone for good, and nobody would know.)
+    """
+
+    LEAVE = auto()
+    ASK_AGAIN = auto()
+
+
+Work = tuple[Task, Columns]
+
+
 class Desk(Protocol):
     """What a link needs of the pool: tasks to send, and somewhere to report."""
 
@@ -69,8 +82,8 @@ class Desk(Protocol):
         but does not fit the reader.
         """
 
-    def wait_for_task(self, link: TeacherLink, client: Client) -> Optional[tuple[Task, Columns]]:
-        """The next task for this teacher; None when the connection is to be given up."""
+    def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
+        """The next task for this teacher, or what to do instead."""
 
     def answered(self, client: Client, task: Task, answer: Answer) -> None:
         """The teacher's answer to a task."""
@@ -133,8 +146,14 @@ class TeacherLink:
             description = self._describe(client, entry)
             plan = make_plan(self._wants.ins, self._wants.predicts, description)
             self._desk.link_up(self, client, plan, description.fingerprint)
-            self._send_tasks(client, plan)
-            self._desk.link_down(self, client, "the connection was given up")
+            reason = "the connection was given up"
+            try:
+                self._send_tasks(client, plan, lambda: self._describe(client, entry) == description)
+            except Exception as error:
+                reason = getattr(error, "message", str(error))
+                raise
+            finally:
+                self._desk.link_down(self, client, reason)
 
     def _describe(self, client: Client, entry: Entry) -> Description:
         try:
@@ -152,11 +171,13 @@ class TeacherLink:
                 ) from error
             return known
 
-    def _send_tasks(self, client: Client, plan: Plan) -> None:
+    def _send_tasks(self, client: Client, plan: Plan, is_the_same: Callable[[], bool]) -> None:
         fetches = plan.fetch_names()
         while True:
             work = self._desk.wait_for_task(self, client)
-            if work is None:
+            if work is Instead.ASK_AGAIN and is_the_same():
+                continue
+            if isinstance(work, Instead):
                 return
             task, batch = work
             try:

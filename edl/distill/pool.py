@@ -17,6 +17,8 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Callable, Optional, Union
 
 from edl._threads import Loop
@@ -24,8 +26,8 @@ from edl.discovery.records import StudentRecord
 from edl.distill.batches import ArrayBatch, SampleBatch
 from edl.distill.demand import Demand
 from edl.distill.dispatch import Dispatch
-from edl.distill.link import Answer, TeacherLink, Wants
-from edl.distill.plan import Columns, Plan
+from edl.distill.link import Answer, Instead, TeacherLink, Wants, Work
+from edl.distill.plan import Plan
 from edl.distill.roster import Roster
 from edl.distill.state import Finished, Limits, Task
 from edl.distill.teachers import Found, Place, Teachers, declared_model
@@ -53,11 +55,12 @@ _LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDeni
 #: Seconds without a stream after which a shared service's teachers are left to others.
 _REST_AFTER = 10.0
 
-_ASK_EVERY = 1.0
+_ASK_EVERY, _ASK_AGAIN_EVERY = 1.0, 1.0
 _TICK, _IDLE_TICK = 0.05, 0.5
 _OVERSLEPT = 0.25
 _COMPLAIN_EVERY = 5.0
 _REPORT_EVERY = 30.0
+_MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Pool:
         self._idle: dict[str, _Seat] = {}
         self._entries: Found = {}
         self._declared: dict[str, str] = {}  # the models that the entries declare
+        self._told_model = ""
+        self._told_left_out: dict[str, str] = {}
         self._stream: Optional[Stream] = None
         self._rest_at = time.monotonic() + _REST_AFTER
         self._student_waited = 0.0
@@ -314,7 +319,7 @@ class Pool:
             return f"{waits}; not asked: {left_out}" if left_out else waits
         if not roster.heard:
             return f"no answer yet about {where}"
-        if not roster.held:
+        if not roster.registered:
             return f"no teacher is registered for {where}"
         return f"no teacher of {where} can be used ({_listed(roster.problems())})"
 
@@ -385,7 +390,6 @@ class Pool:
         if self._closed:
             return []
         now, roster, dispatch = time.monotonic(), self._roster, self._dispatch
-        used, left_out = len(roster.models), roster.left_out()
         changes = roster.step(now)
         io: list[Callable[[], None]] = [self._seats.pop(name).link.stop for name in changes.end]
         for name in changes.open:
@@ -403,23 +407,22 @@ class Pool:
                 self._seats[name].turn.notify()
         dispatch.known = roster.known
         self._wake()
-        io += self._news_of_models(used, left_out)
-        return io
+        return io + self._news()
 
-    def _news_of_models(self, used: int, left_out: dict[str, str]) -> list[Callable[[], None]]:
+    def _news(self) -> list[Callable[[], None]]:
+        """Lines for the log about models, those that were not said before."""
         news: list[Callable[[], None]] = []
-        if used and len(self._roster.models) > used:
-            before, after = self._roster.models[-2:]
-            news.append(
-                lambda: logger.warning("all teachers serve model %s now, not %s", after, before)
-            )
-        for name, why in self._roster.left_out().items():
-            if name not in left_out:
-                news.append(
-                    lambda name=name, why=why: logger.warning(  # type: ignore[misc]
-                        "teacher %s is left out: %s", name, why
-                    )
-                )
+        left_out = self._roster.left_out()
+        if self._told_model and self._told_model != self._roster.model:
+            words = "the model is %s from now on, all teachers have it; it was %s"
+            news.append(partial(logger.warning, words, self._roster.model, self._told_model))
+        new = {name: why for name, why in left_out.items() if self._told_left_out.get(name) != why}
+        for name in islice(new, _MOST_LISTED):
+            news.append(partial(logger.warning, "teacher %s is left out: %s", name, new[name]))
+        if len(new) > _MOST_LISTED:
+            words = "%d more teachers are left out"
+            news.append(partial(logger.warning, words, len(new) - _MOST_LISTED))
+        self._told_model, self._told_left_out = self._roster.model, left_out
         return news
 
     # --- what links report (see link.Desk) --------------------------------------------------
@@ -473,28 +476,29 @@ class Pool:
             io.append(seat.link.stop)
         return io + self._follow(), blame
 
-    def wait_for_task(self, link: TeacherLink, client: Client) -> Optional[tuple[Task, Columns]]:
+    def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
         """See Desk."""
-        name = link.endpoint
+        name, ask_at = link.endpoint, time.monotonic() + _ASK_AGAIN_EVERY
         with self._lock:
             seat = self._seats.get(name)
             while seat is not None and seat.client is client:
                 task = self._dispatch.next_task(name, time.monotonic())
                 if task is not None:
-                    self._roster.bound = True
                     batch = self._dispatch.payload(task)
                     assert batch is not None
                     return task, batch
                 teacher = self._dispatch.teachers.get(name)
                 if self._roster.held[name].retiring and not (teacher and teacher.in_flight):
-                    return None
+                    return Instead.LEAVE
+                if teacher is None and time.monotonic() >= ask_at:
+                    return Instead.ASK_AGAIN
                 self._idle[name] = seat
                 try:
                     seat.turn.wait(1.0)
                 finally:
                     self._idle.pop(name, None)
                 seat = self._seats.get(name)
-            return None
+            return Instead.LEAVE
 
     def answered(self, client: Client, task: Task, answer: Answer) -> None:
         """See Desk."""
@@ -518,7 +522,8 @@ class Pool:
             sent = task.sent_to.get(name, now)
             if isinstance(answer, dict):
                 nbytes = sum(array.nbytes for array in answer.values())
-                self._dispatch.answered(name, task.id, answer, nbytes, now)
+                kept = self._dispatch.answered(name, task.id, answer, nbytes, now)
+                self._roster.bound |= kept
             elif isinstance(answer, RequestRefused):
                 self._dispatch.refused(name, task.id, answer.message, now)
             elif isinstance(answer, TeacherUnavailable):
@@ -631,4 +636,6 @@ def _do(io: Sequence[Callable[[], None]]) -> None:
 
 
 def _listed(reasons: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    said = [f"{name}: {reason}" for name, reason in islice(reasons.items(), _MOST_LISTED)]
+    more = len(reasons) - len(said)
+    return "; ".join([*said, *([f"and {more} more"] if more else [])])

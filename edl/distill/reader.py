@@ -316,7 +316,9 @@ class DistillReader(IterableDataset):
             mark = source.mark_at(lists, start.skip, drawn)
         if source is not None and mark is not None:
             state[source.marks] = mark
-        models = self._running.models() if self._running is not None else list(start.models)
+        models = list(start.models)
+        if self._running is not None and not any(models):
+            models = self._running.models()
         if start.skip and any(models):
             state["models"] = models
         return state

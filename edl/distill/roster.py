@@ -3,10 +3,10 @@
 No threads, no sockets, no clock. What is there is told by ``found`` and ``assigned``, what happens
 to connections by ``connected`` and ``lost``; ``step`` returns the connections to open and to end.
 
-One epoch has one model, from the first task that is sent. Teachers of other models are held, but
-sent nothing (``left_out``). Before that, a model that no connected teacher serves gives way to the
-one that most of them do: that is how the first epoch gets its model, and how a reader goes over to
-another one between epochs, when all teachers have.
+One epoch has one model, from the first answer that is kept. Teachers of other models are sent
+nothing (``left_out``). Before that, a model that no teacher serves gives way to the one that most
+of them do: that is how the first epoch gets its model, and how a reader goes over to another one
+between epochs, when all teachers have. Students that see the same teachers choose alike.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+from edl.serving.wire.description import SPECS_ONLY
+
 #: Seconds that a student waits for an assignment before it chooses teachers for itself.
 _PATIENCE_UNASSIGNED = 3.0
 
@@ -24,10 +26,11 @@ _PATIENCE_UNASSIGNED = 3.0
 #: long as there is another one; a restart is over by then.
 _PATIENCE_FAILING = 1.5
 
-#: Seconds that the first teachers to connect wait for others, if more declare another model.
+#: Seconds that the first teachers to connect wait for others, which may outvote them.
 _PATIENCE_MODEL = 1.0
 
-#: Teachers that are tried on at once although they fail, the last ones to have failed.
+#: Teachers that are held at once although they cannot be used: the last ones to have failed, and
+#: as many that turned out to have another model.
 _MOST_TRIED = 16
 
 
@@ -66,8 +69,9 @@ class Roster:
     resting: bool = False  # no epoch is read: teachers of a shared service are left to others
     heard: bool = False
     models: list[str] = field(default_factory=list)  # those used so far, the current one last
-    bound: bool = False  # tasks have been sent: the model stays for this epoch
+    bound: bool = False  # there are labels of it: the model stays for this epoch
     _found: dict[str, str] = field(default_factory=dict)  # endpoint, and the model it declares
+    _declared: dict[str, set[str]] = field(default_factory=dict)  # the inverse, without ""
     _assigned: frozenset[str] = frozenset()
     _unassigned_since: Optional[float] = None
     _undecided_since: Optional[float] = None
@@ -78,6 +82,10 @@ class Roster:
         """The teachers that there are, with the fingerprints that they declare (empty: none)."""
         self.heard = True
         self._found = dict(models)
+        self._declared = {}
+        for name, model in models.items():
+            if model:
+                self._declared.setdefault(model, set()).add(name)
 
     def assigned(self, teachers: Iterable[str]) -> None:
         """The teachers that this student is to use."""
@@ -139,6 +147,11 @@ class Roster:
         }
 
     @property
+    def registered(self) -> int:
+        """How many teachers there are, held or not."""
+        return len(self._found)
+
+    @property
     def known(self) -> set[str]:
         """Teachers that may say something of a task sooner or later."""
         return {name for name, teacher in self.held.items() if not teacher.retiring}
@@ -149,15 +162,13 @@ class Roster:
         failing = {
             name for name, teacher in self.held.items() if self._is_failing(teacher, now, patience)
         }
-        return tuple(sorted(failing | self.left_out().keys()))
+        return tuple(sorted(failing | self._others().keys()))
 
     def left_out(self) -> dict[str, str]:
-        """Connected teachers that are not sent anything, and why."""
-        return {
-            name: f"it serves model {teacher.model}, this epoch has {self.model}"
-            for name, teacher in self.held.items()
-            if teacher.connected and self.model and teacher.model != self.model
-        }
+        """Teachers that are sent nothing because they have another model, and why. What a teacher
+        serves counts, and what its entry declares until it is connected.
+        """
+        return {name: self._why_not(model) for name, model in self._others().items()}
 
     def problems(self) -> dict[str, str]:
         """Teachers that cannot be sent anything, and why."""
@@ -190,32 +201,75 @@ class Roster:
         return choose(self._found, self.limit, self.reader, self.avoided(now)) | trying
 
     def _trying(self) -> set[str]:
+        """Teachers that cannot be used now, but are held: when they can, that is seen at once."""
         failing = [
             (teacher.failing_since, name)
             for name, teacher in self.held.items()
             if name in self._found and teacher.failing_since is not None
         ]
-        return {name for _, name in sorted(failing)[-_MOST_TRIED:]}
+        others = sorted(
+            name for name in self._others() if name in self.held and self.held[name].connected
+        )
+        return {name for _, name in sorted(failing)[-_MOST_TRIED:]} | set(others[:_MOST_TRIED])
 
     def _is_failing(self, teacher: Held, now: float, patience: float) -> bool:
         if teacher.failing_since is None or teacher.unfit:  # that would be this student's mistake
             return False
         return now - teacher.failing_since >= patience
 
+    def _others(self) -> dict[str, str]:
+        """Teachers of other models than this epoch's; none while that may give way."""
+        served = any(t.connected and t.model == self.model for t in self.held.values())
+        if not self.model or not (self.bound or served or self.model in self._declared):
+            return {}
+        others = {}
+        for model, names in self._declared.items():
+            if model != self.model:
+                others.update(dict.fromkeys(names, model))
+        for name, teacher in self.held.items():
+            if teacher.connected:
+                others.pop(name, None)
+                if teacher.model != self.model:
+                    others[name] = teacher.model
+        return others
+
+    def _why_not(self, model: str) -> str:
+        why = f"its model is {model}, this epoch's is {self.model}"
+        if model.startswith(SPECS_ONLY) == self.model.startswith(SPECS_ONLY):
+            return why
+        return (
+            f"{why}: that they are the same cannot be told where only feeds and fetches are known, "
+            "as of a Paddle Serving; give it a service of its own"
+        )
+
     def _decide_model(self, now: float) -> None:
-        """Before anything is sent: a model that a connected teacher serves."""
-        models = Counter(teacher.model for teacher in self.held.values() if teacher.connected)
-        if self.bound or not models or self.model in models:
+        """Before there are labels: a model that a connected teacher serves."""
+        connected = {name: teacher for name, teacher in self.held.items() if teacher.connected}
+        serving = Counter(teacher.model for teacher in connected.values())
+        if self.bound or not serving or self.model in serving:
             self._undecided_since = None
             return
         if self._undecided_since is None:
             self._undecided_since = now
-        declared = Counter(model for model in self._found.values() if model)
-        usual = _most_common(declared) or _most_common(models)
-        if usual not in models and now - self._undecided_since >= _PATIENCE_MODEL:
-            usual = _most_common(models)
-        if usual in models:
-            self.models.append(usual)
+        patient = now - self._undecided_since < _PATIENCE_MODEL
+        if patient and self._awaits_more():
+            return
+        votes = Counter({model: len(names) for model, names in self._declared.items()})
+        for name, teacher in connected.items():
+            votes[self._found.get(name, "")] -= 1
+            votes[teacher.model] += 1
+        choice = self.model if votes[self.model] > 0 else _most_common(votes)
+        if choice not in serving and not patient:
+            choice = _most_common(serving)
+        if choice in serving:
+            self.models.append(choice)
+
+    def _awaits_more(self) -> bool:
+        """Whether a teacher may say soon what it serves, of which nothing is known yet."""
+        return any(
+            not teacher.connected and teacher.failing_since is None and not self._found.get(name)
+            for name, teacher in self.held.items()
+        )
 
 
 def choose(
