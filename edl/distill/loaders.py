@@ -1,8 +1,8 @@
-"""The reader as the dataset of a ``paddle.io.DataLoader``: iterations that end when the student
-leaves them, and that count what it has taken.
+"""The reader as the dataset of a ``paddle.io.DataLoader``: iterations that begin and end with the
+student's, and that count what it has taken.
 
-A DataLoader does not tell its dataset when it is left, and a thread of its own reads ahead of the
-student, so ``DataLoader.__iter__`` is wrapped for datasets of our kind.
+A DataLoader does not tell its dataset when it is left, and its threads and workers read ahead of
+the student, so ``DataLoader.__iter__`` is wrapped for datasets of our kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from edl.distill.progress import Progress
+from edl.distill.progress import Progress, Start
 from edl.distill.workers import worker_info
 from edl.errors import ReaderError
 
@@ -30,14 +30,17 @@ class Ahead:
     leave: Callable[[], None]
 
 
-def tend_dataloaders(kind: type, read_ahead: Callable[[Any], Ahead]) -> None:
+def tend_dataloaders(
+    kind: type, read_ahead: Callable[[Any], Ahead], share: Callable[[Any], Progress]
+) -> None:
     """Let every DataLoader around a dataset of ``kind`` start new workers for each epoch, end an
-    iteration that is left, and count without workers what the student takes.
+    iteration that is left, and count what the student takes.
 
-    With persistent workers Paddle (3.3) does not end an epoch of an IterableDataset: who waits for
-    the next batch when the last worker ends is woken by nobody, and where several end, it counts
-    more requests than it allows itself. An iteration that is left early goes on for as long as the
-    process lives, with its workers, because its thread holds it.
+    ``read_ahead`` begins an iteration of the dataset without workers, ``share`` one with workers,
+    which are forked next. With persistent workers Paddle (3.3) does not end an epoch of an
+    IterableDataset: who waits for the next batch when the last worker ends is woken by nobody, and
+    where several end, it counts more requests than it allows itself. An iteration that is left
+    early goes on for as long as the process lives, with its workers, because its thread holds it.
     """
     loader: Any = sys.modules["paddle"].io.DataLoader
     begin = loader.__iter__
@@ -48,7 +51,8 @@ def tend_dataloaders(kind: type, read_ahead: Callable[[Any], Ahead]) -> None:
             return begin(self)
         self._persistent_workers = False
         if self.num_workers:
-            iteration = _with_workers(begin(self))
+            progress = share(self.dataset)
+            iteration = _with_workers(self, begin(self), progress)
         else:
             iteration = _without_workers(self, begin, read_ahead(self.dataset))
         next(iteration)
@@ -60,16 +64,17 @@ def tend_dataloaders(kind: type, read_ahead: Callable[[Any], Ahead]) -> None:
 # These yield something of no meaning first: a generator that was never begun does not end either.
 
 
-def _with_workers(iterator: Any) -> Iterator[Any]:
+def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[Any]:
+    start = progress.start
     try:
         yield None
-        yield from iterator
+        yield from _counted(loader, iterator, progress, start)
     finally:
         iterator._shutdown_on_exit()  # waits for a worker for a second at most
 
 
 def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Ahead) -> Iterator[Any]:
-    left = False
+    left, start = False, ahead.progress.start
     paddle: Any = sys.modules["paddle"]
 
     class Values(paddle.io.IterableDataset):
@@ -85,12 +90,27 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Ahead) -> 
     iterator = begin(loader)
     try:
         yield None
-        for batch in iterator:
-            for _ in range(loader.batch_size or 1):
-                ahead.progress.deliver()
-            yield batch
-        ahead.progress.finish()
+        yield from _counted(loader, iterator, ahead.progress, start)
     finally:
         left = True
         ahead.leave()
         iterator._try_shutdown_all()
+
+
+def _counted(
+    loader: Any, batches: Iterator[Any], progress: Progress, start: Start
+) -> Iterator[Any]:
+    """``batches`` of the iteration that has begun at ``start``, each counted as it reaches the
+    student.
+    """
+    for batch in batches:
+        if progress.start is not start:
+            raise ReaderError(
+                "another iteration of this reader has begun meanwhile; make a second DistillReader "
+                "to read two at a time"
+            )
+        for _ in range(loader.batch_size or 1):
+            progress.deliver()
+        yield batch
+    if progress.start is start:
+        progress.finish()

@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
@@ -29,7 +30,7 @@ from edl.distill.source import Source
 from edl.distill.state import Limits, check_number
 from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
-from edl.distill.workers import end_with, group_of, worker_info
+from edl.distill.workers import end_with_parent, wait_for, worker_info
 from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
@@ -207,9 +208,8 @@ class DistillReader(IterableDataset):
 
     def __call__(self) -> Iterator[Any]:
         """One epoch: an iterator over the source's batches with their predictions."""
-        info = worker_info()
-        if info is not None:
-            return self._epoch_in_worker(self._checked_source(), info)
+        if worker_info() is not None:
+            return self._epoch_in_worker(self._checked_source())
         return self._epoch(self._begin())
 
     def __iter__(self) -> Iterator[Any]:
@@ -247,15 +247,35 @@ class DistillReader(IterableDataset):
             del value  # the student's memory is its own again
         self._progress.finish()
 
-    def _epoch_in_worker(self, source: Source, info: Any) -> Iterator[Any]:
-        """Its part of an epoch, for a DataLoader's worker: begun when the first item is wanted."""
-        group = group_of(info)
-        start = self._progress.begin_in(group)
-        items = source.open_in_worker(start, group, self._progress)
+    def _share(self) -> Progress:
+        """One epoch for a DataLoader's workers, which are forked next."""
+        self._checked_source()
+        if self._running is not None:
+            self._running.settle()
+        self._progress.begin_with_workers()
+        return self._progress
+
+    def _epoch_in_worker(self, source: Source) -> Iterator[Any]:
+        """Its part of an epoch, for a DataLoader's worker: begun when the first item is wanted. The
+        first worker's model is that of all.
+        """
+        start, handout = self._progress.start, self._progress.handout
+        if handout is None:
+            raise ReaderError("iterate over the DataLoader itself, so that its workers can agree")
+        items = source.open_in_worker(start, handout)
         running = self._run()
-        end_with(group.parent, running.close)
-        yield from self._values(running, start, items)
-        self._progress.finish_in(group)
+        end_with_parent(running.close)
+        first = worker_info().id == 0
+        if not first:
+            models = wait_for(handout.models, "the first one to be given labels by some model")
+            start = replace(start, models=models)
+        for value in self._values(running, start, items):
+            if first:
+                handout.tell_models(running.models())
+                first = False
+            yield value
+        if first:  # and the only one: there was nothing to read
+            handout.tell_models(start.models)
 
     def _values(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
         """Items with their predictions. When it is closed early it only signals: that may happen
@@ -287,9 +307,7 @@ class DistillReader(IterableDataset):
 
     # --- state ------------------------------------------------------------------------------
 
-    def state_dict(
-        self, *, epoch: Optional[int] = None, delivered: Optional[int] = None
-    ) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the student is: epoch, and how much of it has been delivered. JSON-serialisable, if
         the source's own state is (it is included when the source has ``state_dict``).
 
@@ -298,27 +316,24 @@ class DistillReader(IterableDataset):
         are the same. For a DataLoader that shuffles by numpy's global generator it holds the state
         of that, from which the same order can be drawn again.
 
-        The workers of a DataLoader around this reader read ahead of the student, who then has to
-        say where it is: ``delivered`` batches into ``epoch``, those that were skipped included.
-        Raises ReaderError if it does not, ConfigError if it cannot be there.
+        Of a DataLoader around this reader it says what the student has taken, however far workers
+        have read ahead.
         """
-        source, lists = self._source, None
-        if epoch is None and delivered is None:
-            start = self._progress.here()
-        else:
-            start, lists, drawn = self._progress.at(epoch or 0, delivered or 0)
+        source, start, handout = self._source, self._progress.here(), self._progress.handout
         state: dict[str, Any] = {
             **{"version": _STATE_VERSION, "epoch": start.epoch, "delivered": start.skip},
             "fingerprint": self._fingerprint(),
         }
-        mark = start.mark
-        if source is not None and lists is not None:
-            mark = source.mark_at(lists, start.skip, drawn)
+        mark, models = start.mark, list(start.models)
+        if handout is not None:
+            order = handout.order()
+            if source is not None and order is not None:
+                mark = source.mark_at(order, start.skip)
+            models = handout.models() or models
+        elif self._running is not None and not any(models):
+            models = self._running.models()
         if source is not None and mark is not None:
             state[source.marks] = mark
-        models = list(start.models)
-        if self._running is not None and not any(models):
-            models = self._running.models()
         if start.skip and any(models):
             state["models"] = models
         return state
@@ -350,8 +365,8 @@ class DistillReader(IterableDataset):
 
     def _check_fingerprint(self, theirs: Mapping[str, Any]) -> None:
         ours = self._fingerprint()
-        for name in theirs.keys() & ours.keys():
-            if None not in (theirs[name], ours[name]) and theirs[name] != ours[name]:
+        for name in ours:
+            if None not in (theirs.get(name), ours[name]) and theirs[name] != ours[name]:
                 raise ConfigError(
                     f"this state is of another source: its {name.replace('_', ' ')} is "
                     f"{theirs[name]}, this reader's {ours[name]}"
@@ -359,10 +374,7 @@ class DistillReader(IterableDataset):
 
     @property
     def epoch(self) -> int:
-        """The number of the epoch that is being read, or will be read next; the first one is 0.
-        A DataLoader's workers read ahead: they may have ended an epoch a few batches before the
-        student.
-        """
+        """The number of the epoch that is being read, or will be read next; the first one is 0."""
         return self._progress.epoch
 
     # --- sight ------------------------------------------------------------------------------
@@ -460,7 +472,7 @@ class DistillReader(IterableDataset):
 
 
 if IterableDataset is not object:
-    tend_dataloaders(DistillReader, DistillReader._read_ahead)
+    tend_dataloaders(DistillReader, DistillReader._read_ahead, DistillReader._share)
 
 _STATE_KEYS = ("version", "epoch", "delivered")
 

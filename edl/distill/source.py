@@ -16,24 +16,23 @@ import base64
 import copy
 import hashlib
 import itertools
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
 
-from edl.distill.progress import Progress, Start, Trail
+from edl.distill.progress import Start, Trail
 from edl.distill.workers import (
-    Group,
+    Handout,
     IndexLists,
+    Order,
     pretend_to_be_the_only_worker,
     turn_of,
+    wait_for,
     worker_info,
 )
 from edl.errors import ConfigError, SourceError
-
-logger = logging.getLogger(__name__)
 
 #: How a source makes an item of what stands for it: an index list, a position.
 Produce = Callable[[Any], Any]
@@ -114,19 +113,19 @@ class Source:
             trail.read(copy.deepcopy(self.value.state_dict()))
             yield item
 
-    def mark_at(self, lists: IndexLists, delivered: int, drawn: Any) -> Any:
-        """What ``open`` would say of the position behind so many index lists."""
-        if self._sampler is None:
+    def mark_at(self, order: Order, delivered: int) -> Any:
+        """What ``open`` would say of the position behind so many items of an order."""
+        if self._sampler is None or order.lists is None:
             return None
         digest = _Digest()
-        for number in range(min(delivered, len(lists))):
-            digest.add(lists[number])
-        return {"digest": digest.hex, "numpy": drawn}
+        for number in range(min(delivered, len(order.lists))):
+            digest.add(order.lists[number])
+        return {"digest": digest.hex, "numpy": order.drawn}
 
     # --- read in a DataLoader's workers -----------------------------------------------------
 
-    def open_in_worker(self, start: Start, group: Group, progress: Progress) -> Iterator[Any]:
-        """A worker's part of the items from ``start`` on, of all that its ``group`` reads.
+    def open_in_worker(self, start: Start, handout: Handout) -> Iterator[Any]:
+        """A worker's part of the items from ``start`` on. ``handout`` is for it and its fellows.
 
         Call it when the DataLoader has asked for the first item. Raises SourceError like ``open``,
         and for an iterator, whose copies would all yield the same.
@@ -137,30 +136,27 @@ class Source:
                 "cannot share it; pass what makes it, such as a function that returns it, or "
                 "use num_workers=0"
             )
-        turn = turn_of(worker_info())
-        if group.id != 0:
-            lists = progress.published(group, _waits_for_order)
-        else:
-            lists, drawn = self._draw(start) if turn is not None else (None, None)
-            progress.publish(group, lists, drawn)
-        if lists is None:
-            return self._open_alone(start, progress.trail) if group.id == 0 else iter(())
-        assert turn is not None
+        info = worker_info()
+        turn = turn_of(info)
+        if info.id == 0:
+            handout.tell_order(self._draw(start) if turn is not None else Order())
+        lists = wait_for(handout.order, "the epoch's order, which the first one draws").lists
+        if lists is None or turn is None:
+            return self._open_alone(start) if info.id == 0 else iter(())
         produce = self._produce()
         numbers = (start.skip + position for position in turn.positions())
         return (
             produce(lists[number]) for number in itertools.takewhile(len(lists).__gt__, numbers)
         )
 
-    def _draw(self, start: Start) -> tuple[Optional[IndexLists], Any]:
-        """The epoch's index lists, and what they were drawn from; None if there are none."""
+    def _draw(self, start: Start) -> Order:
         try:
             if self._sampler is None:
-                return IndexLists.single(len(self._items())), None
+                return Order(IndexLists.single(len(self._items())))
             len(self._sampler)
-            return IndexLists.of(self._sampler.draw(start)), self._sampler.drawn
+            return Order(IndexLists.of(self._sampler.draw(start)), self._sampler.drawn)
         except TypeError:  # no positions, no length, or indices that are no numbers
-            return None, None
+            return Order()
 
     def _items(self) -> Any:
         """What has the items by position. Raises TypeError if nothing does."""
@@ -179,14 +175,14 @@ class Source:
         collate = None if items is self.value else self.value.collate_fn
         return lambda one: collate(items[one[0]]) if collate else items[one[0]]
 
-    def _open_alone(self, start: Start, trail: Trail) -> Iterator[Any]:
+    def _open_alone(self, start: Start) -> Iterator[Any]:
         """Everything, as if there were no workers: a dataset that shares itself between them must
         not know that there are.
         """
         pretend_to_be_the_only_worker()
         if is_loader(self.value):
             return itertools.islice(_read_here(self.value), start.skip, None)
-        return self.open(start, trail)
+        return self.open(start, Trail())
 
 
 class _ResumableSampler:
@@ -357,10 +353,6 @@ def _groups(samples: Iterable[Any], loader: Any) -> Iterator[list[Any]]:
 
 def _default_collate() -> Callable[[Any], Any]:
     return sys.modules["paddle"].io.dataloader.collate.default_collate_fn
-
-
-def _waits_for_order(seconds: float) -> None:
-    logger.warning("waiting for another worker to draw the epoch's order for %.0f s", seconds)
 
 
 # --- numpy's generator, in JSON -----------------------------------------------------------------

@@ -1,23 +1,21 @@
 """The reader's copies in a ``paddle.io.DataLoader``'s worker processes: who reads what.
 
 A DataLoader starts a new set of workers for each epoch. It asks them for one group of items after
-the other, in turn, and hands the groups out in the order in which it has asked. What the copies,
-and the reader that they were copied from, must agree on lies in a small file in memory (``memfd``)
-that forked processes share.
+the other, in turn, and hands the groups out in the order in which it has asked. Workers inherit
+where to begin; what only the first of them can know, it tells the others in a :class:`Handout`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
-import multiprocessing
+import logging
 import os
+import struct
 import sys
-import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -25,8 +23,11 @@ import numpy as np
 from edl._threads import Loop
 from edl.errors import ReaderError
 
-_HEADER_SIZE = 1 << 16
-_MOST_WRITTEN = 1 << 30  # by one system call: Linux stops short of 2 GiB
+logger = logging.getLogger(__name__)
+
+_COMPLAIN_EVERY = 5.0
+_MOST_AT_ONCE = 1 << 30  # for one system call: Linux stops short of 2 GiB
+_LENGTH = struct.Struct("<q")
 
 
 def worker_info() -> Any:
@@ -45,32 +46,11 @@ def pretend_to_be_the_only_worker() -> None:
     )
 
 
-@dataclass(frozen=True)
-class Group:
-    """The workers of one iteration of a DataLoader. ``id``: which of them this process is."""
-
-    key: str
-    id: int
-    workers: int
-    parent: int
-
-
-def group_of(info: Any) -> Group:
-    """The group of the worker ``info``.
-
-    Workers of one set are started one after the other, so the first one's number names the set. (A
-    set's seed does not: there are programs that set the same one every epoch.)
-    """
-    *family, number = multiprocessing.current_process()._identity
-    parent = os.getppid()
-    key = f"{parent}/{family}/{number - info.id}"
-    return Group(key, info.id, info.num_workers, parent)
-
-
-def end_with(parent: int, close: Callable[[], None]) -> None:
-    """End this worker, after ``close``, when its ``parent`` has ended, however that was. Paddle's
+def end_with_parent(close: Callable[[], None]) -> None:
+    """End this worker, after ``close``, when its parent has ended, however that was. Paddle's
     workers wait for a parent for ever, and to the registry this one would stay a student.
     """
+    parent = os.getppid()
 
     def look() -> None:
         if os.getppid() != parent:
@@ -143,90 +123,95 @@ class IndexLists:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What a process and its workers agree on: the epoch, how many of its items to skip, whether
-    it has been begun and by which group, how many of these have come to its end. ``order``: who
-    reads what (empty while that is not known). ``lists``: how many index lists and indices there
-    are, in the file's bytes from ``region[0]``, ``region[1]`` of them. ``drawn``: the state of
-    numpy's generator from which they were drawn.
+class Order:
+    """How the workers of one epoch share its items: by index lists; None: the first worker reads
+    everything. ``drawn``: the state of numpy's generator from which the lists were drawn.
     """
 
-    epoch: int
-    skip: int = 0
-    begun: bool = False
-    group: str = ""
-    finished: int = 0
-    order: str = ""
-    lists: Sequence[int] = (0, 0)
-    region: Sequence[int] = (0, 0)
+    lists: Optional[IndexLists] = None
     drawn: Any = None
 
 
-#: Agreement.order: workers share index lists; one worker reads everything.
-SHARED, ALONE = "shared", "alone"
-
-
-class Board:
-    """The file: a header in JSON, with an entry for each process that has workers, and their index
-    lists behind it.
+class Handout:
+    """What the first of an iteration's workers tells the others, and the process that they were
+    forked from: the order of the epoch, and the models that label it.
     """
 
     def __init__(self) -> None:
-        self._file = os.fdopen(os.memfd_create("edl-progress"), "r+b", buffering=0)
-        self._threads = threading.RLock()
+        self._order = _Note("edl-order")
+        self._models = _Note("edl-models")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """For one process, and one thread of it. A process that dies lets go."""
-        with self._threads:
-            fcntl.lockf(self._file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN)
+    def tell_order(self, order: Order) -> None:
+        """For the first worker."""
+        lists = order.lists
+        sizes = None if lists is None else [len(lists.ends), len(lists.indices)]
+        head = json.dumps({"sizes": sizes, "drawn": order.drawn}).encode() + b"\n"
+        arrays = [] if lists is None else [lists.ends.tobytes(), lists.indices.tobytes()]
+        self._order.write(b"".join([head, *arrays]))
 
-    def read(self) -> Optional[Agreement]:
-        """What this process and its workers, or this worker and its fellows, have agreed on."""
-        entry = self._header().get(_owner())
-        return None if entry is None else Agreement(**entry)
+    def tell_models(self, models: Sequence[str]) -> None:
+        """For the first worker."""
+        self._models.write(json.dumps(list(models)).encode())
 
-    def write(self, agreement: Optional[Agreement]) -> None:
-        """Agree on something else, or on nothing. With ``locked``, to change what was read."""
-        header = self._header()
-        if agreement is not None:
-            header[_owner()] = asdict(agreement)
-        elif header.pop(_owner(), None) is None:
-            return
-        text = json.dumps(header).encode()
-        if len(text) > _HEADER_SIZE:
-            raise ReaderError("too many processes read copies of this reader")
-        os.pwrite(self._file.fileno(), text.ljust(_HEADER_SIZE), 0)
+    def order(self) -> Optional[Order]:
+        """None while it is not known."""
+        text = self._order.read()
+        if text is None:
+            return None
+        head, _, body = text.partition(b"\n")
+        said = json.loads(head)
+        if said["sizes"] is None:
+            return Order()
+        flat = np.frombuffer(body, np.int64)
+        ends = said["sizes"][0]
+        return Order(IndexLists(flat[:ends], flat[ends:]), said["drawn"])
 
-    def store(self, agreement: Agreement, lists: IndexLists) -> Agreement:
-        """The agreement with ``lists``, which are laid into the file in place of the last ones."""
-        file, data = self._file.fileno(), lists.ends.tobytes() + lists.indices.tobytes()
-        offset, room = agreement.region
-        if room < len(data):
-            offset, room = max(_HEADER_SIZE, os.fstat(file).st_size), len(data)
-        for start in range(0, len(data), _MOST_WRITTEN):
-            os.pwrite(file, data[start : start + _MOST_WRITTEN], offset + start)
-        sizes = len(lists.ends), len(lists.indices)
-        return replace(agreement, order=SHARED, lists=sizes, region=(offset, room))
-
-    def load(self, agreement: Agreement) -> IndexLists:
-        """The index lists of an agreement that has some."""
-        ends, indices = agreement.lists
-        flat = np.fromfile(self._path(), np.int64, ends + indices, offset=agreement.region[0])
-        return IndexLists(flat[:ends], flat[ends:])
-
-    def _path(self) -> str:
-        return f"/proc/self/fd/{self._file.fileno()}"
-
-    def _header(self) -> dict[str, Any]:
-        text = os.pread(self._file.fileno(), _HEADER_SIZE, 0)
-        return json.loads(text) if text.strip() else {}
+    def models(self) -> Optional[list[str]]:
+        """None while they are not known."""
+        text = self._models.read()
+        return None if text is None else json.loads(text)
 
 
-def _owner() -> str:
-    """The process that has the workers: this one's parent, in a worker."""
-    return str(os.getpid() if worker_info() is None else os.getppid())
+def wait_for(read: Callable[[], Any], what: str) -> Any:
+    """What ``read`` returns, in a worker, once that is something. Says every few seconds for how
+    long that has taken. Raises ReaderError when the iteration's process has ended.
+    """
+    parent, started = os.getppid(), time.monotonic()
+    complain_at = started + _COMPLAIN_EVERY
+    while (value := read()) is None:
+        if os.getppid() != parent:
+            raise ReaderError("the DataLoader's process has ended")
+        now = time.monotonic()
+        if now >= complain_at:
+            complain_at = now + _COMPLAIN_EVERY
+            logger.warning("a worker has waited %.0f s for %s", now - started, what)
+        time.sleep(0.005)
+    return value
+
+
+class _Note:
+    """A text in a file in memory (``memfd``), which a process and those forked from it have
+    together: written once, by one of them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._file = os.fdopen(os.memfd_create(name), "r+b", buffering=0)
+
+    def write(self, text: bytes) -> None:
+        """The length comes last, and with it all that is before it."""
+        for start in range(0, len(text), _MOST_AT_ONCE):
+            part = text[start : start + _MOST_AT_ONCE]
+            os.pwrite(self._file.fileno(), part, _LENGTH.size + start)
+        os.pwrite(self._file.fileno(), _LENGTH.pack(len(text)), 0)
+
+    def read(self) -> Optional[bytes]:
+        """None while nothing has been written."""
+        head = os.pread(self._file.fileno(), _LENGTH.size, 0)
+        if len(head) < _LENGTH.size or not any(head):
+            return None
+        (length,) = _LENGTH.unpack(head)
+        parts = range(0, length, _MOST_AT_ONCE)
+        return b"".join(
+            os.pread(self._file.fileno(), min(_MOST_AT_ONCE, length - at), _LENGTH.size + at)
+            for at in parts
+        )

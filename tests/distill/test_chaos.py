@@ -365,7 +365,7 @@ class Student:
             assert reader.epoch == self.epoch
             while self._read_a_piece(reader, source) == "again":
                 pass
-            self._state = json.loads(json.dumps(self._where(reader)))
+            self._state = json.loads(json.dumps(reader.state_dict()))
 
     def _read_a_piece(self, reader, source):
         """Whether to go on with the same reader."""
@@ -398,11 +398,6 @@ class Student:
                 return True
             self.taken.append(checked(batch))
         return False
-
-    def _where(self, reader):
-        if self._workers:
-            return reader.state_dict(epoch=self.epoch, delivered=len(self.taken))
-        return reader.state_dict()
 
     def _check(self, whole):
         labels = [label for batch in self.taken for label in batch]

@@ -13,7 +13,7 @@ from edl.discovery import Registration
 from edl.discovery.keys import STUDENTS, service_prefix
 from edl.discovery.watch import list_prefix
 from edl.distill import DistillReader
-from edl.errors import ConfigError, ReaderError
+from edl.errors import ReaderError
 from tests.distill.test_sources import (
     ALL,
     COUNT,
@@ -24,6 +24,7 @@ from tests.distill.test_sources import (
     batches,
     firsts,
     make,
+    position,
 )
 from tests.support.processes import ROOT, alive, children_of, eventually
 
@@ -176,7 +177,7 @@ def test_a_resumed_shuffled_epoch_gives_exactly_the_rest_and_the_next_one_is_who
         first = []
         for slots in itertools.islice(around(reader, workers), taken):
             first += np.asarray(slots[1]).tolist()
-        state = reader.state_dict(epoch=0, delivered=taken)
+        state = reader.state_dict()
     with make(sums_teacher, shuffled()) as reader:
         reader.load_state_dict(state)
         outer = around(reader, workers, persistent_workers=persistent)
@@ -197,7 +198,7 @@ def test_an_epoch_goes_on_with_workers_where_it_was_left_without_and_back(sums_t
         reader.load_state_dict(state)
         for slots in itertools.islice(around(reader, 2), 5):
             first += np.asarray(slots[1]).tolist()
-        state = reader.state_dict(epoch=0, delivered=10)
+        state = reader.state_dict()
     with make(sums_teacher, shuffled()) as reader:
         reader.load_state_dict(state)
         assert sorted(first + labels(reader)) == EVERYTHING
@@ -220,35 +221,38 @@ def test_a_state_may_be_taken_before_the_workers_have_begun(sums_teacher, tmp_pa
     path.touch()
     source = paddle.io.DataLoader(Numbers(), batch_sampler=Waits(path))
     with make(sums_teacher, source) as reader:
-        assert reader.state_dict(epoch=0, delivered=0) == reader.state_dict()
         first = []
         for slots in itertools.islice(around(reader, 2), taken):
             first += np.asarray(slots[1]).tolist()
-        state = reader.state_dict(epoch=0, delivered=taken)
+        state = reader.state_dict()
     with make(sums_teacher, source) as reader:
         reader.load_state_dict(state)
         path.unlink()
         outer = iter(around(reader, 2))
-        assert reader.state_dict(epoch=0, delivered=taken) == state
-        eventually(reader._progress._board.read)
-        assert reader.state_dict(epoch=0, delivered=taken) == state
+        assert reader.state_dict() == state
         path.touch()
         assert sorted(first + labels(outer)) == EVERYTHING
 
 
-def test_the_student_has_to_say_where_it_is_when_workers_read_for_it(sums_teacher):
+def test_the_state_says_what_the_student_has_taken_however_far_workers_are_ahead(sums_teacher):
     with make(sums_teacher, list(batches())) as reader:
-        with pytest.raises(ConfigError, match="knows where it is"):
-            reader.state_dict(epoch=0, delivered=1)
-        for _ in itertools.islice(around(reader, 2), 3):
-            pass
-        with pytest.raises(ReaderError, match=r"state_dict\(epoch=..., delivered=...\)"):
-            reader.state_dict()
-        with pytest.raises(ConfigError, match="epoch 0 last"):
-            reader.state_dict(epoch=3, delivered=1)
-        assert reader.state_dict(epoch=0, delivered=3)["delivered"] == 3
-        reader.load_state_dict({"version": 1, "epoch": 5, "delivered": 2})
-        assert reader.state_dict()["epoch"] == 5
+        outer = iter(around(reader, 2))
+        for taken in range(COUNT):
+            assert position(reader) == (0, taken)
+            assert reader.epoch == 0
+            next(outer)
+        assert position(reader) == (0, COUNT), "it does not know yet that this was the last one"
+        assert next(outer, None) is None
+        assert position(reader) == (1, 0)
+
+
+def test_a_second_iteration_ends_the_first_with_an_error(sums_teacher):
+    with make(sums_teacher, list(batches())) as reader:
+        first, second = iter(around(reader, 2)), iter(around(reader, 2))
+        next(second)
+        with pytest.raises(ReaderError, match="make a second DistillReader"):
+            next(first)
+        assert len(list(second)) == COUNT - 1
 
 
 # --- neighbours ---------------------------------------------------------------------------------
@@ -318,7 +322,7 @@ def test_workers_end_with_a_student_that_is_killed(etcd_server, etcd, service, s
 
 def test_two_dataloaders_around_two_readers_do_not_mix(sums_teacher):
     with make(sums_teacher, list(batches())) as one, make(sums_teacher, shuffled()) as other:
-        for left, right in zip(around(one, 2), around(other, 2)):
+        for left, right in itertools.zip_longest(around(one, 2), around(other, 2)):
             assert np.asarray(left[1]).shape == np.asarray(right[1]).shape
         assert (one.epoch, other.epoch) == (1, 1)
         assert int(batch(3)[1][0]) == 3 * ROWS
