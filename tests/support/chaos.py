@@ -158,9 +158,9 @@ class Chaos:
                 with self._between:
                     event = self._random.choice(self._victims).happen()
                 self.events[event] = self.events.get(event, 0) + 1
-            for victim in self._victims:
-                victim.calm()
         except BaseException as error:
             self._failed = error
         finally:
             self.over.set()
+            for victim in self._victims:
+                victim.calm()

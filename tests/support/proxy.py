@@ -119,11 +119,12 @@ class _Connection:
             await asyncio.sleep(_STEP)
         if self._behaviour != (kind, amount):
             return 0
-        writer.write(data[:most])
+        piece = data[:most]
+        writer.write(piece)
         await writer.drain()
         if kind == "cut":
-            self.behave("cut", amount - len(data[:most]))
-        return len(data[:most])
+            self.behave("cut", amount - len(piece))
+        return len(piece)
 
 
 class _Server:
