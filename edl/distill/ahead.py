@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Optional
 
@@ -19,37 +20,67 @@ _JOIN_PATIENCE = 5.0
 class ReadAhead:
     """Puts ``batches`` into ``stream`` while they are wanted there. What they raise takes the next
     batch's place. They are closed, by the thread that reads them, when the stream has been left.
+
+    The thread holds what it reads only while it does: a source may well refer to its student, and
+    both are garbage when nobody else refers to either. Whoever iterates has to hold this object.
     """
 
     def __init__(self, batches: Iterator[Batch], stream: Stream, trace: Optional[Trace]) -> None:
-        self._batches = batches
+        self.batches = batches
         self._stream = stream
-        self._trace = trace
-        self._thread = threading.Thread(target=self._run, name="edl-source", daemon=True)
-        self._thread.start()
+        self._left: list[Iterator[Batch]] = []
+        self.thread = threading.Thread(
+            target=_read_ahead,
+            args=(weakref.ref(self), stream, trace, self._left),
+            name="edl-source",
+            daemon=True,
+        )
+        self.thread.start()
 
-    def join(self) -> None:
-        """Wait until the source is left in peace; for a few seconds, if it is busy."""
-        self._thread.join(_JOIN_PATIENCE)
-        if self._thread.is_alive():
-            logger.warning(
-                "the source is still busy with its next batch; it is left to itself and will be "
-                "closed when it returns"
-            )
+    def leave(self) -> None:
+        """Nothing more is taken, and nobody will hold this object: the thread closes what it has
+        read. Takes no lock and waits for nothing, for finalizers.
+        """
+        self._left.append(self.batches)
+        self._stream.leave()
 
-    def _run(self) -> None:
-        error: Optional[BaseException] = None
-        try:
-            while self._stream.wait_until_wanted():
-                started = time.monotonic()
-                batch = next(self._batches, None)
-                if self._trace is not None:
-                    self._trace.span("source", "read", started, time.monotonic())
-                if batch is None or not self._stream.put(batch):
-                    break
-        except BaseException as failure:  # the user's own errors reach the student in their turn
-            error = failure
-        self._stream.end(error)
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+
+def wait_until_left_in_peace(reading: threading.Thread) -> None:
+    """Wait until the source is not read any more; for a few seconds, if it is busy."""
+    reading.join(_JOIN_PATIENCE)
+    if reading.is_alive():
+        logger.warning(
+            "the source is still busy with its next batch; it is left to itself and will be "
+            "closed when it returns"
+        )
+
+
+def _read_ahead(
+    reader: weakref.ref[ReadAhead],
+    stream: Stream,
+    trace: Optional[Trace],
+    left: list[Iterator[Batch]],
+) -> None:
+    error: Optional[BaseException] = None
+    try:
+        while stream.wait_until_wanted() and _read_one(reader, stream, trace):
+            pass
+    except BaseException as failure:  # the user's own errors reach the student in their turn
+        error = failure
+    stream.end(error)
+    batches = left.pop() if left else getattr(reader(), "batches", None)
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
+def _read_one(reader: weakref.ref[ReadAhead], stream: Stream, trace: Optional[Trace]) -> bool:
+    """Whether there was one, and it was wanted."""
+    owner = reader()
+    if owner is None:
+        return False
+    started = time.monotonic()
+    batch = next(owner.batches, None)
+    if trace is not None:
+        trace.span("source", "read", started, time.monotonic())
+    return batch is not None and stream.put(batch)

@@ -10,6 +10,7 @@ A pool knows no source and no epoch: ``open`` gives a :class:`Stream` of batches
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -54,6 +55,9 @@ _LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDeni
 
 #: Seconds without a stream after which a shared service's teachers are left to others.
 _REST_AFTER = 10.0
+
+#: Seconds that closing may take.
+CLOSE_WITHIN = 1.0
 
 _ASK_EVERY, _ASK_AGAIN_EVERY = 1.0, 1.0
 _TICK, _IDLE_TICK = 0.05, 0.5
@@ -147,10 +151,11 @@ class Pool:
         self._demand = Demand()
         self._place: Optional[Place] = None
         self._abandoned: Optional[Callable[[], None]] = None
-        self._closed = False
+        self._stopping = self._closed = False
         self._pause = _TICK
         self._ask_at, self._report_at = 0.0, time.monotonic() + _REPORT_EVERY
-        self._supervisor = Loop("edl-supervise", self._supervise, pause=0.0)
+        self._judged_at = time.monotonic()
+        self._supervisor = Loop("edl-supervise", self._supervise, pause=0.0, finish=self._end)
 
     def start(self) -> None:
         """Look for teachers and connect to them, in the background. Raises ConfigError or
@@ -172,10 +177,21 @@ class Pool:
         """Let the supervisor look now. Takes no lock."""
         self._nudges.put(None)
 
-    def close(self) -> None:
-        """End every thread and connection, within a second or so: what takes longer goes on by
-        itself. Safe to call twice, and from any thread.
+    def stop(self) -> None:
+        """Begin to end every thread and connection. Takes no lock and waits for nothing."""
+        self._stopping = True
+        self.nudge()
+
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
+        """End every thread and connection. Returns after ``timeout`` seconds at most: what takes
+        longer, such as leaving a registry that does not answer, goes on by itself. Safe to call
+        twice, from any thread, and in the midst of anything (a destructor may).
         """
+        self.stop()
+        if self._supervisor.join(timeout) and not self._closed:  # it was never started
+            self._end()
+
+    def _end(self) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -185,8 +201,6 @@ class Pool:
             self._source.notify_all()
             for seat in seats:
                 seat.turn.notify_all()
-        self._supervisor.stop()
-        self.nudge()
         for seat in seats:
             seat.link.stop()
         if self._place is not None:
@@ -547,10 +561,13 @@ class Pool:
 
     def _supervise(self) -> None:
         """What happens because time passes: time-outs, hedges, suspended teachers, reports."""
-        overslept = self._sleep(self._pause)
+        self._sleep(self._pause)
         if self._abandoned is not None:
             self._abandoned()
-        self._pause = self._tick(overslept)
+        if self._stopping:
+            self._supervisor.stop()
+            return
+        self._pause = self._tick(self._pause)
         now = time.monotonic()
         if now >= self._report_at:
             self._report_at = now + _REPORT_EVERY
@@ -559,23 +576,20 @@ class Pool:
             self._ask_at = now + _ASK_EVERY
             self._ask_for_teachers()
 
-    def _sleep(self, seconds: float) -> float:
-        """Sleep, or until a nudge. Returns by how many seconds that was too long."""
-        before = time.monotonic()
-        try:
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, or until a nudge."""
+        with contextlib.suppress(queue.Empty):
             self._nudges.get(timeout=seconds)
-        except queue.Empty:
-            pass
-        return time.monotonic() - before - seconds
 
-    def _tick(self, overslept: float) -> float:
-        """Decide what is due; seconds until the next time."""
+    def _tick(self, pause: float) -> float:
+        """Decide what is due, ``pause`` seconds after the last time if nothing has kept the
+        interpreter to itself since; seconds until the next time.
+        """
         lost = []
         io: list[Callable[[], None]] = []
         with self._lock:
-            if self._closed:
-                return 0.0
             now = time.monotonic()
+            overslept, self._judged_at = now - self._judged_at - pause, now
             if self._stream is not None and self._stream.left:
                 self._leave_stream()
             if overslept > _OVERSLEPT:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +13,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from edl.distill.ahead import ReadAhead
+from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
 from edl.distill.link import Wants
 from edl.distill.loaders import Ahead, tend_dataloaders
@@ -281,7 +283,8 @@ class DistillReader(IterableDataset):
         """Items with their predictions. When it is closed early it only signals: that may happen
         in the garbage collector, in any thread and at any moment.
         """
-        batches = running.begin_iteration(self._read(items), start.models)
+        batches, ahead = running.begin_iteration(self._read(items), start.models)
+        del items  # the thread that reads them closes them
         try:
             for batch in batches:
                 value = batch.with_predictions()
@@ -291,7 +294,8 @@ class DistillReader(IterableDataset):
                     yield value
                 del batch, value
         except GeneratorExit:
-            running.leave_iteration()
+            for reading in ahead:
+                reading.leave()
             raise
         except BaseException:
             running.end_iteration()
@@ -491,7 +495,8 @@ class _Running:
         self._trace = Trace(trace) if trace else None
         self._pools = [Pool(config, self._trace) for config in configs]
         self._streams: list[Stream] = []
-        self._readers: list[ReadAhead] = []
+        self._reading: list[threading.Thread] = []
+        self._finalizer: Optional[weakref.finalize] = None
         # Runs at the end of DataLoader's workers too, which leave without atexit's functions.
         self._at_exit = Finalize(None, self.close, exitpriority=10)
         try:
@@ -501,17 +506,31 @@ class _Running:
             self.close()
             raise
 
-    def begin_iteration(self, batches: Iterator[Batch], keep_to: Sequence[str]) -> Iterator[Batch]:
-        """``batches`` with every model's predictions. The models are a chain: the first one's
-        finished batches are the second one's source. Raises ReaderError if one is going on.
+    def watch(self, owner: DistillReader) -> None:
+        """End with ``owner``, however it ends."""
+        self._finalizer = weakref.finalize(owner, self._abandon)
+        self._finalizer.atexit = False
+
+    def begin_iteration(
+        self, batches: Iterator[Batch], keep_to: Sequence[str]
+    ) -> tuple[Iterator[Batch], list[ReadAhead]]:
+        """``batches`` with every model's predictions, and what reads them, for the caller to hold.
+        The models are a chain: the first one's finished batches are the second one's source.
+        Raises ReaderError if one is going on.
         """
         self.settle()
-        for number, (model, pool) in enumerate(zip(self._models, self._pools)):
-            stream = pool.open(keep_to[number] if number < len(keep_to) else "")
-            self._streams.append(stream)
-            self._readers.append(ReadAhead(batches, stream, self._trace))
-            batches = _predicted(stream, model)
-        return batches
+        ahead = []
+        try:
+            for number, (model, pool) in enumerate(zip(self._models, self._pools)):
+                stream = pool.open(keep_to[number] if number < len(keep_to) else "")
+                self._streams.append(stream)
+                ahead.append(ReadAhead(batches, stream, self._trace))
+                self._reading.append(ahead[-1].thread)
+                batches = _predicted(stream, model)
+        except BaseException:  # such as: no thread can be started
+            self.end_iteration()
+            raise
+        return batches, ahead
 
     def settle(self) -> None:
         """Wait until the iteration before has let go of its source. Raises ReaderError if it is
@@ -532,9 +551,9 @@ class _Running:
     def end_iteration(self) -> None:
         """Leave the iteration, and wait until its source is left in peace."""
         self.leave_iteration()
-        for reader in self._readers:  # the source's first: the others wait for it
-            reader.join()
-        self._streams, self._readers = [], []
+        for reading in self._reading:  # the source's first: the others wait for it
+            wait_until_left_in_peace(reading)
+        self._streams, self._reading = [], []
 
     def stats(self) -> dict[str, Any]:
         """By model."""
