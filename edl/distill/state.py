@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Generic, Optional, TypeVar
 
 from edl.errors import ConfigError
@@ -63,13 +64,15 @@ class Limits:
         for name in ("high_batches", "min_window", "max_attempts", "max_failures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Limits.{name} must be at least 1")
+        if not self.max_timeout:
+            raise ConfigError("Limits.max_timeout must be above 0: no teacher answers in no time")
 
 
 def check_number(name: str, value: Any, least: float = 0.0) -> None:
     """Raises ConfigError unless ``value`` is a finite number of at least ``least``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)  # numpy's too
     if not number or not math.isfinite(value) or value < least:
-        raise ConfigError(f"{name} must be a number of at least {least:g}, not {value!r}")
+        raise ConfigError(f"{name} must be a finite number of at least {least:g}, not {value!r}")
 
 
 @dataclass
