@@ -17,7 +17,7 @@ from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
 from edl.distill.link import Wants
 from edl.distill.loaders import Ahead, tend_dataloaders
-from edl.distill.pool import Batch, Pool, PoolConfig, Stream
+from edl.distill.pool import CLOSE_WITHIN, Batch, Pool, PoolConfig, Stream
 from edl.distill.progress import Progress, Start
 from edl.distill.settings import (
     Model,
@@ -428,7 +428,7 @@ class DistillReader(IterableDataset):
         if running is None or running.pid != os.getpid():
             running = _Running(self._models, self._pool_configs(), trace_path(self._trace_path))
             self._running = running
-            weakref.finalize(self, running.abandon).atexit = False
+            running.watch(self)
         return running
 
     def _pool_configs(self) -> list[PoolConfig]:
@@ -563,8 +563,8 @@ class _Running:
         """The fingerprints in use; empty where none is yet."""
         return [pool.model for pool in self._pools]
 
-    def abandon(self) -> None:
-        """The reader is gone. For its finalizer: takes no lock and waits for nothing."""
+    def _abandon(self) -> None:
+        """The reader is gone. In its finalizer: takes no lock and waits for nothing."""
         if self.pid == os.getpid():
             self._pools[0].abandon(self.close)
 
@@ -573,9 +573,14 @@ class _Running:
         if self.pid != os.getpid():
             return
         self._at_exit.cancel()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self.leave_iteration()
         for pool in self._pools:
-            pool.close()
+            pool.stop()
+        deadline = time.monotonic() + CLOSE_WITHIN
+        for pool in self._pools:
+            pool.close(deadline - time.monotonic())
         if self._trace is not None:
             self._trace.close()
 
