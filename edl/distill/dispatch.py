@@ -25,7 +25,7 @@ from __future__ import annotations
 import bisect
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Generic, Optional
 
@@ -495,8 +495,25 @@ class Dispatch(Generic[Payload]):
 
     @property
     def usable(self) -> bool:
-        """Whether a teacher is connected that does not say that it takes no work."""
-        return any(not teacher.unavailable for teacher in self.teachers.values())
+        """Whether there is a teacher for what the student waits for: it takes work, and it has some
+        of that, or may have it.
+        """
+        batch = self._batches.get(self._head)
+        if batch is None or batch.complete:
+            return bool(self.teachers)
+        able = [teacher for teacher in self.teachers.values() if not teacher.unavailable]
+        return any(
+            teacher.name in task.sent_to or (not teacher.retiring and self._may_take(teacher, task))
+            for task in self._head_tasks()
+            for teacher in able
+        )
+
+    def _head_tasks(self) -> Iterator[Task]:
+        """Tasks without which the student cannot go on."""
+        batch = self._batches.get(self._head)
+        if batch is not None:
+            tasks = range(batch.first_task, batch.first_task + len(batch.parts))
+            yield from (self._tasks[task_id] for task_id in tasks if task_id in self._tasks)
 
     def overdue(self, now: float) -> dict[str, str]:
         """Teachers that have been silent for too long, and how long that was, in words.
@@ -544,11 +561,16 @@ class Dispatch(Generic[Payload]):
 
     def waits_for(self, now: float) -> str:
         """What keeps the student waiting, in words."""
-        why = [
-            f"{teacher.name} takes no work ({teacher.unavailable})"
+        why = {
+            f"{teacher.name} takes no work ({teacher.unavailable})": None
             for teacher in self.teachers.values()
             if teacher.unavailable
-        ]
+        }
+        for task in self._head_tasks():
+            for name, text in task.refusals.items():
+                why[f"{name} refused it ({text})"] = None
+            for name, texts in task.failures.items():
+                why[f"{name} failed at it ({texts[-1]})"] = None
         return "; ".join([self._waits_for(now), *why])
 
     def _waits_for(self, now: float) -> str:
@@ -559,8 +581,7 @@ class Dispatch(Generic[Payload]):
             return "the source has not yielded the next batch"
         held = [
             f"{name} for {now - since:.1f} s"
-            for task in self._tasks.values()
-            if task.batch == self._head
+            for task in self._head_tasks()
             for name, since in task.sent_to.items()
         ]
         parts = f"{batch.missing} of {len(batch.parts)} parts of the next batch"

@@ -427,8 +427,8 @@ class DistillReader(IterableDataset):
         running = self._running
         if running is None or running.pid != os.getpid():
             running = _Running(self._models, self._pool_configs(), trace_path(self._trace_path))
-            self._running = running
             running.watch(self)
+            self._running = running
         return running
 
     def _pool_configs(self) -> list[PoolConfig]:

@@ -96,13 +96,17 @@ class Source:
                     f"the source is an iterator ({type(self.value).__name__}), which can be read "
                     "once; for more epochs pass what makes it, such as a function that returns it"
                 )
-            self._exhausted = True
+            return self._read_once(start.skip)
         if self._sampler is not None:
             self._sampler.begin(start, trail)
             return iter(self._loader)
         if has_state(self.value):
             return self._open_with_state(start, trail)
         return itertools.islice(_iterate(self.value), start.skip, None)
+
+    def _read_once(self, skip: int) -> Iterator[Any]:
+        self._exhausted = True  # not before: the iteration may not come about
+        yield from itertools.islice(self.value, skip, None)
 
     def _open_with_state(self, start: Start, trail: Trail) -> Iterator[Any]:
         skip = start.skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Callable, Protocol, Union
 
 from edl._endpoints import parse_endpoint, parse_etcd_endpoints, split_endpoints
+from edl.discovery.keys import service_prefix
 from edl.discovery.records import StudentRecord
 from edl.errors import ConfigError
 from edl.serving.client.entry import PROTOCOLS, Entry
@@ -135,6 +136,7 @@ def service_teachers(etcd: Union[str, Sequence[str]], service: str) -> ServiceTe
     if not endpoints or not service:
         raise ConfigError("a teacher service needs etcd endpoints and a service name")
     parse_etcd_endpoints(endpoints)
+    service_prefix(service)
     return ServiceTeachers(endpoints, service)
 
 

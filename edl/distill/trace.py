@@ -13,13 +13,20 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from edl.errors import ConfigError
+
 
 class Trace:
-    """Appends events to a file. Times are ``time.monotonic()`` seconds. Safe to share."""
+    """Appends events to a file. Times are ``time.monotonic()`` seconds. Safe to share. Raises
+    ConfigError if the file cannot be written.
+    """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self._lock = threading.Lock()
-        self._file = open(path, "w", buffering=1 << 16)  # noqa: SIM115 (closed by close)
+        try:
+            self._file = open(path, "w", buffering=1 << 16)  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise ConfigError(f"cannot write the trace {path}: {error.strerror}") from error
         self._file.write("[")
         self._origin = time.monotonic()
         self._pid = os.getpid()

@@ -82,6 +82,35 @@ def test_an_error_of_the_source_is_taken_in_its_turn():
     assert str(dispatch.take().error) == "bad file"
 
 
+# --- whether there is hope ----------------------------------------------------------------------
+
+
+def test_a_teacher_is_usable_if_it_takes_work_and_may_have_what_the_student_waits_for():
+    dispatch = dispatch_with("a", "b")
+    assert dispatch.usable, "nothing is waited for"
+    add(dispatch, "x")
+    dispatch.refused("a", dispatch.next_task("a", 0.0).id, "too dark", 0.0)
+    assert dispatch.usable, "b may take it"
+    dispatch.unavailable("b", dispatch.next_task("b", 1.0).id, "full", 1.0)
+    assert not dispatch.usable
+    assert "a refused it (too dark)" in dispatch.waits_for(2.0)
+    assert "b takes no work (full)" in dispatch.waits_for(2.0)
+    dispatch.join("c", 2.0)
+    assert dispatch.usable
+    dispatch.retire("c", True)
+    assert not dispatch.usable
+
+
+def test_a_retiring_teacher_is_usable_while_it_has_it():
+    dispatch = dispatch_with("a")
+    add(dispatch, "x")
+    dispatch.next_task("a", 0.0)
+    dispatch.retire("a", True)
+    assert dispatch.usable
+    dispatch.leave("a", "silent", blame=False)
+    assert not dispatch.usable
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 

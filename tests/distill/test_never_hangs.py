@@ -82,7 +82,7 @@ def students(etcd, service):
 # --- teachers that freeze -----------------------------------------------------------------------
 
 #: Longer than the lease, so that a frozen teacher has left the registry before it is overdue.
-PATIENT = Limits(min_timeout=3.5, max_timeout=3.5, hedge_min=1e6)
+PATIENT = Limits(min_timeout=3.0, max_timeout=3.0, hedge_min=1e6)
 
 
 def test_a_teacher_that_freezes_and_leaves_the_registry_holds_nothing_up(etcd_server, service):
@@ -129,7 +129,7 @@ def test_connections_that_end_while_answers_arrive_lock_nothing_up():
             for _ in range(3)
         ]
         teachers = [server.endpoint for server in slow]
-        until, epochs = time.monotonic() + 4, 0
+        until, epochs = time.monotonic() + 2.5, 0
         while time.monotonic() < until:
             with reader_of(teachers, limits=limits) as reader:
                 for _ in range(3):

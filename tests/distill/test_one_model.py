@@ -144,16 +144,22 @@ def test_a_model_that_is_only_known_by_its_feeds_and_fetches_is_no_ones_equal(ca
         assert f"{serving.endpoint} is left out: {why}" in caplog.text
 
 
-def test_a_left_out_teacher_is_not_tried_again_and_again(etcd_server, etcd, service, caplog):
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_left_out_teacher_is_not_tried_again_and_again(
+    etcd_server, etcd, service, caplog, declared
+):
     caplog.set_level(logging.INFO, "edl")
     address = f"etcd://{etcd_server.endpoint}/{service}"
     with (
         teacher("model:a", 1) as one,
         teacher("model:a", 1) as two,
         teacher("model:b", 2) as other,
-        registered(etcd, service, one, two, other),
-        reader_of(address, 1000) as reader,
+        registered(etcd, service, one, two, *([other] if declared else [])),
+        reader_of(address, 700) as reader,
     ):
+        silent = Registration(etcd, service, other.endpoint, "{}")
+        if not declared:
+            silent.start()
 
         def slowly():
             for batch in reader:
@@ -164,6 +170,8 @@ def test_a_left_out_teacher_is_not_tried_again_and_again(etcd_server, etcd, serv
         assert caplog.text.count(f"teacher {other.endpoint} is connected") <= 1
         assert reader.stats()["unusable"].keys() == {other.endpoint}
         assert reader.stats()["teachers"].keys() == {one.endpoint, two.endpoint}
+        if not declared:
+            silent.stop()
 
 
 # --- a rolling upgrade --------------------------------------------------------------------------
