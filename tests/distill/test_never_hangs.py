@@ -436,7 +436,7 @@ def test_a_start_that_fails_leaves_nothing_and_fails_alike_the_next_time(
     for _ in range(3):
         with pytest.raises(ConfigError, match=complaint):
             next(iter(reader))
-        assert threads() == []
+        eventually(lambda: threads() == [])
     for name in variables:
         monkeypatch.delenv(name)
     with sums() as teacher:
