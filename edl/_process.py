@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import socket
 import threading
 
 _PR_SET_PDEATHSIG = 1
 
 
 def stop_event() -> threading.Event:
-    """An event that SIGTERM and SIGINT (Ctrl-C) set from now on."""
+    """An event that SIGTERM and SIGINT (Ctrl-C) set from now on. Call it in the main thread.
+
+    A thread of its own sets it: a handler runs in the main thread, which may be waiting for this
+    very event, or for something else in C where a signal to another thread does not wake it.
+    """
     stop = threading.Event()
+    arrived, signals = socket.socketpair()
+    signals.setblocking(False)
+    signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, lambda *_: None)
+
+    def listen() -> None:
+        arrived.recv(1)
+        signals.fileno()  # held open for as long as this thread lives
+        stop.set()
+
+    threading.Thread(target=listen, name="edl-signals", daemon=True).start()
     return stop
 
 

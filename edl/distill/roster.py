@@ -239,7 +239,8 @@ class Roster:
             return why
         return (
             f"{why}: that they are the same cannot be told where only feeds and fetches are known, "
-            "as of a Paddle Serving; give it a service of its own"
+            "as of a Paddle Serving; name its model to the registrar (edl register --model), or "
+            "give it a service of its own"
         )
 
     def _decide_model(self, now: float) -> None:

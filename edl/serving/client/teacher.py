@@ -192,6 +192,10 @@ class TeacherClient:
             self._break(self._lost(f"receiving failed: {error}"), error)
         except MemoryError as error:
             self._break(TeacherProtocolError(self.endpoint, "its answer exceeds memory"), error)
+        except Exception as error:  # a bug, here or in who is answered: nobody may wait for ever
+            logger.exception("receiving from %s failed", self.endpoint)
+            said = f"reading its answer failed: {type(error).__name__}: {error}"
+            self._break(TeacherProtocolError(self.endpoint, said), error)
         finally:
             self._socket.close()
 

@@ -1,5 +1,6 @@
 """The client: many requests in flight, limits, clear errors. Peers here are scripted sockets."""
 
+import queue
 import socket
 import threading
 import time
@@ -200,6 +201,25 @@ def test_a_false_length_allocates_nothing_to_speak_of(peer):
 def resident_bytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+def test_a_callback_that_raises_ends_the_connection_and_leaves_nobody_waiting(peer):
+    def script(conn):
+        meta, _ = read_request(conn)
+        read_request(conn)
+        answer(conn, meta.correlation_id, encode_response({"y": X["x"]}))
+        conn.recv(1)
+
+    def fail(answer):
+        raise KeyError("a bug")
+
+    answers = queue.SimpleQueue()
+    with TeacherClient(peer(script)) as client:
+        client.submit(X, [], fail)
+        client.submit(X, [], answers.put)
+        error = answers.get(timeout=5)
+    assert isinstance(error, TeacherProtocolError)
+    assert "KeyError" in error.message
 
 
 def test_closing_answers_what_is_in_flight(peer):
