@@ -224,7 +224,7 @@ def test_a_crowd_shares_few_teachers_fairly_whatever_it_had_before(crowd):
     }
     result = balance(teachers, students, before)
     got = rates(teachers, result).values()
-    # Teachers are indivisible: the least that was seen of 2,300 crowds is 0.67, of most 0.8 and more.
+    # Teachers are indivisible: of 2,300 crowds the least had 0.67, most had 0.8 or more.
     assert min(got) >= 0.6 * sum(speeds) / size
     assert balance(teachers, students, result) == result
 
