@@ -182,14 +182,17 @@ class TeacherLink:
             task, batch = work
             try:
                 feeds = plan.feed(batch, task.start, task.stop)
-                client.submit(feeds, fetches, _Reply(self._desk, client, task))
             except SourceError as error:
                 self._desk.rejected(client, task, error)
+                continue
+            except Exception as error:  # whatever converting the user's data may raise
+                logger.exception("rows %d to %d cannot be fed", task.start, task.stop)
+                self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
+                continue
+            try:
+                client.submit(feeds, fetches, _Reply(self._desk, client, task))
             except WireError as error:
                 self._desk.rejected(client, task, SourceError(str(error)))
-            except Exception as error:  # whatever converting the user's data may raise
-                logger.exception("sending a task to %s failed", self.endpoint)
-                self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
 
 
 class _Reply:

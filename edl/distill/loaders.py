@@ -20,7 +20,7 @@ from edl.errors import ReaderError
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Iteration:
     """A reader's iteration in this process, by somebody who is ahead of the student. ``progress``
     is to be told what the student takes; ``leave`` signals that nothing more is.
     """
@@ -31,7 +31,7 @@ class Ahead:
 
 
 def tend_dataloaders(
-    kind: type, read_ahead: Callable[[Any], Ahead], share: Callable[[Any], Progress]
+    kind: type, read_ahead: Callable[[Any], Iteration], share: Callable[[Any], Progress]
 ) -> None:
     """Let every DataLoader around a dataset of ``kind`` start new workers for each epoch, end an
     iteration that is left, and count what the student takes.
@@ -73,7 +73,7 @@ def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[An
         iterator._shutdown_on_exit()  # waits for a worker for a second at most
 
 
-def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Ahead) -> Iterator[Any]:
+def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration) -> Iterator[Any]:
     left, start = False, ahead.progress.start
     paddle: Any = sys.modules["paddle"]
 

@@ -272,7 +272,7 @@ class Pool:
                     ready = self._dispatch.ready_batches
                     break
                 if not self._is_current(stream):
-                    raise ReaderError("the reader was closed while it was being iterated")
+                    raise ReaderError("the reader was closed, or left, while it was being iterated")
                 if stream.ended and not self._dispatch.pending:
                     return None
                 now = time.monotonic()
@@ -646,7 +646,10 @@ class Pool:
 
 def _do(io: Sequence[Callable[[], None]]) -> None:
     for action in io:
-        action()
+        try:
+            action()
+        except Exception:  # such as: no thread can be started; the others are due all the same
+            logger.exception("acting on a change of teachers failed")
 
 
 def _listed(reasons: dict[str, str]) -> str:

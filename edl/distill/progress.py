@@ -49,7 +49,8 @@ class Trail:
 class Progress:
     """One reader's position. ``start``: where its iteration has begun, or will begin.
     ``delivered``: items of the epoch that the student has, those that were skipped included.
-    ``trail``: where the source is. ``handout``: what a DataLoader's workers tell, if they read.
+    ``trail``: where the source is. ``models``: fingerprints of those that have labelled the epoch
+    so far. ``handout``: what a DataLoader's workers tell, if they read.
     """
 
     def __init__(self, start: Start = Start()) -> None:
@@ -73,17 +74,14 @@ class Progress:
         self.delivered = start.skip
         self.trail = Trail(start.mark)
         self.handout: Optional[Handout] = None
-        self._begun = False
+        self.models = list(start.models)
 
     def begin(self) -> Start:
-        """An iteration begins: where it was said, or at the start of an epoch, which is the next
-        one if an iteration was left before its end. The start is an object of its own each time.
+        """An iteration begins: where it was said, or at the start of the next epoch if items were
+        delivered since. The start is an object of its own each time.
         """
-        start = self.start
-        if self._begun:
-            start = Start(start.epoch + (self.delivered > 0))
-        self.load(replace(start))
-        self._begun = True
+        taken = self.delivered > self.start.skip
+        self.load(Start(self.epoch + 1) if taken else replace(self.start))
         return self.start
 
     def begin_with_workers(self) -> Start:
@@ -103,4 +101,6 @@ class Progress:
 
     def here(self) -> Start:
         """Where the student is."""
-        return replace(self.start, skip=self.delivered, mark=self.trail.mark)
+        return replace(
+            self.start, skip=self.delivered, mark=self.trail.mark, models=tuple(self.models)
+        )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
 from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
 from edl.distill.link import Wants
-from edl.distill.loaders import Ahead, tend_dataloaders
+from edl.distill.loaders import Iteration, tend_dataloaders
 from edl.distill.pool import CLOSE_WITHIN, Batch, Pool, PoolConfig, Stream
 from edl.distill.progress import Progress, Start
 from edl.distill.settings import (
@@ -32,7 +32,7 @@ from edl.distill.source import Source
 from edl.distill.state import Limits, check_number
 from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.trace import Trace, trace_path
-from edl.distill.workers import end_with_parent, wait_for, worker_info
+from edl.distill.workers import end_with, wait_for, worker_info
 from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
@@ -237,10 +237,10 @@ class DistillReader(IterableDataset):
         items = source.open(start, self._progress.trail)  # first, so that a DataLoader forks its
         return self._values(self._run(), start, items)  # workers before we start threads
 
-    def _read_ahead(self) -> Ahead:
+    def _begin_for_loader(self) -> Iteration:
         """One epoch for a DataLoader that has no workers."""
         values = self._begin()
-        return Ahead(values, self._progress, self._run().leave_iteration)
+        return Iteration(values, self._progress, self._run().leave_iteration)
 
     def _epoch(self, values: Iterator[Any]) -> Iterator[Any]:
         for value in values:
@@ -254,6 +254,7 @@ class DistillReader(IterableDataset):
         self._checked_source()
         if self._running is not None:
             self._running.settle()
+        self.close()  # workers have connections of their own, and threads do not survive a fork
         self._progress.begin_with_workers()
         return self._progress
 
@@ -266,10 +267,11 @@ class DistillReader(IterableDataset):
             raise ReaderError("iterate over the DataLoader itself, so that its workers can agree")
         items = source.open_in_worker(start, handout)
         running = self._run()
-        end_with_parent(running.close)
+        end_with(handout.parent, running.close)
         first = worker_info().id == 0
         if not first:
-            models = wait_for(handout.models, "the first one to be given labels by some model")
+            what = "the first one to be given labels by some model"
+            models = wait_for(handout.models, what, handout.parent)
             start = replace(start, models=models)
         for value in self._values(running, start, items):
             if first:
@@ -287,6 +289,8 @@ class DistillReader(IterableDataset):
         del items  # the thread that reads them closes them
         try:
             for batch in batches:
+                if not any(self._progress.models):
+                    self._progress.models = running.models()
                 value = batch.with_predictions()
                 if self._form == _SAMPLE:
                     yield from value
@@ -334,8 +338,6 @@ class DistillReader(IterableDataset):
             if source is not None and order is not None:
                 mark = source.mark_at(order, start.skip)
             models = handout.models() or models
-        elif self._running is not None and not any(models):
-            models = self._running.models()
         if source is not None and mark is not None:
             state[source.marks] = mark
         if start.skip and any(models):
@@ -355,13 +357,18 @@ class DistillReader(IterableDataset):
         try:
             version, epoch, delivered = (int(state[key]) for key in _STATE_KEYS)
             valid = version == _STATE_VERSION and epoch >= 0 and delivered >= 0
-        except (KeyError, TypeError, ValueError, OverflowError):
+            fingerprint, models = state.get("fingerprint", {}), state.get("models", [])
+            valid = valid and isinstance(fingerprint, Mapping) and isinstance(models, list)
+            valid = valid and all(isinstance(model, str) for model in models)
+            order = state.get("order")
+            valid = valid and (order is None or isinstance(order, Mapping))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             raise ConfigError(f"not a state of a DistillReader: {state!r}")
-        self._check_fingerprint(state.get("fingerprint", {}))
-        mark = state.get("source", state.get("order"))
-        self._progress.load(Start(epoch, delivered, mark, tuple(state.get("models", ()))))
+        self._check_fingerprint(fingerprint)
+        mark = state.get("order" if self._source is None else self._source.marks)
+        self._progress.load(Start(epoch, delivered, mark, tuple(models)))
 
     def _fingerprint(self) -> dict[str, Any]:
         source = {} if self._source is None else self._source.fingerprint()
@@ -476,7 +483,7 @@ class DistillReader(IterableDataset):
 
 
 if IterableDataset is not object:
-    tend_dataloaders(DistillReader, DistillReader._read_ahead, DistillReader._share)
+    tend_dataloaders(DistillReader, DistillReader._begin_for_loader, DistillReader._share)
 
 _STATE_KEYS = ("version", "epoch", "delivered")
 

@@ -29,6 +29,9 @@ _PATIENCE_FAILING = 1.5
 #: Seconds that the first teachers to connect wait for others, which may outvote them.
 _PATIENCE_MODEL = 1.0
 
+#: Teachers that do not fit this reader, after which it is the reader's mistake rather than theirs.
+_ENOUGH_UNFIT = 4
+
 #: Teachers that are held at once although they cannot be used: the last ones to have failed, and
 #: as many that turned out to have another model.
 _MOST_TRIED = 16
@@ -176,8 +179,10 @@ class Roster:
         return {**failing, **self.left_out()}
 
     def hopeless(self) -> bool:
-        """Whether no teacher that is there fits this reader."""
-        return bool(self.held) and all(teacher.unfit for teacher in self.held.values())
+        """Whether no teacher fits this reader: none of all that there are, or of the first few."""
+        unfit = sum(teacher.unfit for teacher in self.held.values())
+        tried = min(_ENOUGH_UNFIT, len(self._found))
+        return unfit > 0 and unfit == len(self.held) and unfit >= tried
 
     # --- decisions --------------------------------------------------------------------------
 
@@ -213,9 +218,9 @@ class Roster:
         return {name for _, name in sorted(failing)[-_MOST_TRIED:]} | set(others[:_MOST_TRIED])
 
     def _is_failing(self, teacher: Held, now: float, patience: float) -> bool:
-        if teacher.failing_since is None or teacher.unfit:  # that would be this student's mistake
+        if teacher.failing_since is None or self.hopeless():  # which is this student's mistake
             return False
-        return now - teacher.failing_since >= patience
+        return teacher.unfit or now - teacher.failing_since >= patience
 
     def _others(self) -> dict[str, str]:
         """Teachers of other models than this epoch's; none while that may give way."""
@@ -282,12 +287,14 @@ def choose(
     over the teachers, and one that comes or goes changes little. Those in ``avoid`` (failing at the
     moment) are taken only when there are not enough others.
     """
+    if limit is None or limit >= len(found):
+        return set(found)
 
     def rank(endpoint: str) -> tuple[bool, bytes]:
         digest = hashlib.blake2b(f"{reader} {endpoint}".encode(), digest_size=8).digest()
         return endpoint in avoid, digest
 
-    return set(sorted(found, key=rank)[: len(found) if limit is None else limit])
+    return set(sorted(found, key=rank)[:limit])
 
 
 def _most_common(models: Counter[str]) -> str:

@@ -75,7 +75,8 @@ class Source:
             length = None
         of = self._sampler or self.value
         size = getattr(of, "batch_size", None)
-        return {"length": length, "batch_size": size if isinstance(size, int) else None}
+        size = size if isinstance(size, int) else None
+        return {"length": length, "batch_size": size, "position": self.marks}
 
     @property
     def marks(self) -> str:
@@ -144,7 +145,8 @@ class Source:
         turn = turn_of(info)
         if info.id == 0:
             handout.tell_order(self._draw(start) if turn is not None else Order())
-        lists = wait_for(handout.order, "the epoch's order, which the first one draws").lists
+        what = "the epoch's order, which the first one draws"
+        lists = wait_for(handout.order, what, handout.parent).lists
         if lists is None or turn is None:
             return self._open_alone(start) if info.id == 0 else iter(())
         produce = self._produce()
@@ -158,8 +160,12 @@ class Source:
             if self._sampler is None:
                 return Order(IndexLists.single(len(self._items())))
             len(self._sampler)
-            return Order(IndexLists.of(self._sampler.draw(start)), self._sampler.drawn)
-        except TypeError:  # no positions, no length, or indices that are no numbers
+        except TypeError:  # no positions, or no length
+            return Order()
+        lists = self._sampler.draw(start)
+        try:
+            return Order(IndexLists.of(lists), self._sampler.drawn)
+        except (TypeError, ValueError):  # indices that are no numbers
             return Order()
 
     def _items(self) -> Any:

@@ -91,8 +91,12 @@ class _Registered:
         self._etcd = Etcd(where.etcd_endpoints)
         self._membership = Membership(self._etcd, where.service, on_found)
         self._participation = Participation(self._etcd, where.service, student, record, on_assigned)
-        self._membership.start()
-        self._participation.start()
+        try:
+            self._membership.start()
+            self._participation.start()
+        except BaseException:  # no thread can be started
+            self.close()
+            raise
 
     def report(self, record: StudentRecord) -> None:
         """See Place."""

@@ -26,7 +26,6 @@ from edl.errors import ReaderError
 logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY = 5.0
-_MOST_AT_ONCE = 1 << 30  # for one system call: Linux stops short of 2 GiB
 _LENGTH = struct.Struct("<q")
 
 
@@ -46,11 +45,10 @@ def pretend_to_be_the_only_worker() -> None:
     )
 
 
-def end_with_parent(close: Callable[[], None]) -> None:
-    """End this worker, after ``close``, when its parent has ended, however that was. Paddle's
+def end_with(parent: int, close: Callable[[], None]) -> None:
+    """End this worker, after ``close``, when its ``parent`` has ended, however that was. Paddle's
     workers wait for a parent for ever, and to the registry this one would stay a student.
     """
-    parent = os.getppid()
 
     def look() -> None:
         if os.getppid() != parent:
@@ -134,10 +132,11 @@ class Order:
 
 class Handout:
     """What the first of an iteration's workers tells the others, and the process that they were
-    forked from: the order of the epoch, and the models that label it.
+    forked from: the order of the epoch, and the models that label it. ``parent``: that process.
     """
 
     def __init__(self) -> None:
+        self.parent = os.getpid()
         self._order = _Note("edl-order")
         self._models = _Note("edl-models")
 
@@ -172,11 +171,11 @@ class Handout:
         return None if text is None else json.loads(text)
 
 
-def wait_for(read: Callable[[], Any], what: str) -> Any:
+def wait_for(read: Callable[[], Any], what: str, parent: int) -> Any:
     """What ``read`` returns, in a worker, once that is something. Says every few seconds for how
-    long that has taken. Raises ReaderError when the iteration's process has ended.
+    long that has taken. Raises ReaderError when the ``parent`` process has ended.
     """
-    parent, started = os.getppid(), time.monotonic()
+    started = time.monotonic()
     complain_at = started + _COMPLAIN_EVERY
     while (value := read()) is None:
         if os.getppid() != parent:
@@ -199,9 +198,9 @@ class _Note:
 
     def write(self, text: bytes) -> None:
         """The length comes last, and with it all that is before it."""
-        for start in range(0, len(text), _MOST_AT_ONCE):
-            part = text[start : start + _MOST_AT_ONCE]
-            os.pwrite(self._file.fileno(), part, _LENGTH.size + start)
+        written, view = 0, memoryview(text)
+        while written < len(text):  # a system call may write less than it is given
+            written += os.pwrite(self._file.fileno(), view[written:], _LENGTH.size + written)
         os.pwrite(self._file.fileno(), _LENGTH.pack(len(text)), 0)
 
     def read(self) -> Optional[bytes]:
@@ -210,8 +209,7 @@ class _Note:
         if len(head) < _LENGTH.size or not any(head):
             return None
         (length,) = _LENGTH.unpack(head)
-        parts = range(0, length, _MOST_AT_ONCE)
-        return b"".join(
-            os.pread(self._file.fileno(), min(_MOST_AT_ONCE, length - at), _LENGTH.size + at)
-            for at in parts
-        )
+        text = bytearray()
+        while len(text) < length:
+            text += os.pread(self._file.fileno(), length - len(text), _LENGTH.size + len(text))
+        return bytes(text)

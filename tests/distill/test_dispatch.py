@@ -213,6 +213,25 @@ def test_a_busy_teacher_is_no_attempt():
     assert dispatch.next_task("a", 1.0) is not None
 
 
+def test_what_blocks_the_student_is_found_without_looking_at_every_task():
+    """A batch of many tasks: the oldest in flight is known, whatever their number."""
+    dispatch = dispatch_with("a", "b", min_window=4000, max_window=4000)
+    teach(dispatch, "a", seconds=0.1, times=10)
+    add(dispatch, "x", rows=4096, task_rows=1)
+    for _ in range(3000):
+        dispatch.next_task("a", 1.0)
+    looked_at = []
+
+    class Counting(dict):
+        def __getitem__(self, key):
+            looked_at.append(key)
+            return super().__getitem__(key)
+
+    dispatch._tasks = Counting(dispatch._tasks)
+    dispatch.next_hedge()
+    assert len(looked_at) <= 2
+
+
 # --- time ---------------------------------------------------------------------------------------
 
 

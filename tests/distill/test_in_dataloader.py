@@ -271,6 +271,22 @@ def test_workers_leave_the_registry_when_they_leave(etcd_server, etcd, service, 
     registration.stop()
 
 
+def test_workers_are_the_only_students_after_an_epoch_without_them(
+    etcd_server, etcd, service, sums_teacher
+):
+    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
+    registration.start()
+    where = f"etcd://{etcd_server.endpoint}/{service}"
+    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
+        assert firsts(reader) == ALL
+        outer = iter(around(reader, 2))
+        next(outer)
+        eventually(lambda: len(list_prefix(etcd, service_prefix(service) + STUDENTS)[0]) == 2)
+        assert len(list(outer)) == COUNT - 1
+        assert firsts(reader) == ALL
+    registration.stop()
+
+
 @pytest.mark.parametrize("taken", [0, 3])
 def test_workers_end_when_an_epoch_is_left(etcd_server, etcd, service, sums_teacher, taken):
     registration = Registration(etcd, service, sums_teacher.endpoint, "{}")

@@ -301,3 +301,17 @@ class Machine(RuleBasedStateMachine):
 
 TestAnything = Machine.TestCase
 TestAnything.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_teacher_that_does_not_fit_is_avoided_while_there_may_be_others():
+    roster = Roster("student", 1, balanced=True)
+    roster.found({"a": "", "b": ""})
+    roster.assigned({"a"})
+    assert roster.step(0.0).open == ("a",)
+    roster.lost("a", "it serves something else", 0.1, unfit=True)
+    assert roster.avoided(0.2) == ("a",)
+    assert not roster.hopeless(), "the other one may fit"
+    roster.assigned({"b"})
+    assert "b" in roster.step(0.3).open
+    roster.lost("b", "and so does this", 0.4, unfit=True)
+    assert roster.hopeless()

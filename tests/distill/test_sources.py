@@ -306,7 +306,22 @@ def position(reader):
     return state["epoch"], state["delivered"]
 
 
-@pytest.mark.parametrize("state", [{}, {"version": 2, "epoch": 0, "delivered": 0}, {"epoch": "x"}])
+HERE = {"version": 1, "epoch": 0, "delivered": 0}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {**HERE, "version": 2},
+        {"epoch": "x"},
+        {**HERE, "models": 5},
+        {**HERE, "models": [1]},
+        {**HERE, "fingerprint": 3},
+        {**HERE, "order": "abc"},
+        None,
+    ],
+)
 def test_something_that_is_not_a_state_is_refused(sums_teacher, state):
     with pytest.raises(ConfigError, match="not a state"):
         make(sums_teacher).load_state_dict(state)

@@ -178,6 +178,9 @@ class TeacherClient:
             self._break(TeacherTimeout(self.endpoint, "it takes no more bytes"), error)
         except OSError as error:
             self._break(self._lost(f"sending failed: {error}"), error)
+        except BaseException as error:  # perhaps with half a frame sent
+            self._break(self._lost(f"sending failed: {type(error).__name__}: {error}"), error)
+            raise
         return correlation_id
 
     def _receive_all(self) -> None:
@@ -197,7 +200,8 @@ class TeacherClient:
             said = f"reading its answer failed: {type(error).__name__}: {error}"
             self._break(TeacherProtocolError(self.endpoint, said), error)
         finally:
-            self._socket.close()
+            with self._send_lock:  # whose number another connection could have by then
+                self._socket.close()
 
     def _receive_one(self) -> None:
         header = self._inbox.read(frame.HEADER_SIZE)
@@ -260,7 +264,10 @@ class TeacherClient:
         except OSError:
             pass
         for pending in lost.values():
-            pending.on_answer(self._broken)
+            try:
+                pending.on_answer(self._broken)
+            except Exception:  # the others want to know too
+                logger.exception("telling of the end of the connection to %s failed", self.endpoint)
 
 
 def wait_for_answer(

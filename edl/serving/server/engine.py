@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from edl.errors import ModelError, WireError
+from edl.errors import WireError
 from edl.serving.server.batching import Batcher, batch_key
 from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
@@ -256,7 +256,12 @@ class Engine:
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the engine's work ended with an error", exc_info=task.exception())
 
     async def _compute(self, worker: Worker, jobs: list[Job]) -> None:
         """Run a batch on a worker that was idle, and return the worker."""
@@ -364,7 +369,7 @@ class Engine:
             await asyncio.sleep(delay)
             try:
                 await worker.start(self._load_timeout)
-            except ModelError as error:
+            except Exception as error:  # ModelError, or no process or memory to be had
                 logger.error("restarting a worker failed: %s", error)
                 if delay and not self._ready:  # not just a start that was disturbed
                     self._broken = f"busy: no worker can be started ({error})"

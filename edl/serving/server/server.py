@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from edl.errors import ConfigError, ModelError, WireError
+from edl.errors import ConfigError, WireError
 from edl.serving.server.batching import Batcher
 from edl.serving.server.engine import Engine, Job
 from edl.serving.server.frames import FrameConnection
@@ -138,7 +138,7 @@ class TeacherServer:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
         try:
             await self._engine.start()
-        except ModelError:
+        except BaseException:
             await self.stop()
             raise
 
@@ -186,8 +186,8 @@ class TeacherServer:
             try:
                 sock, (host, port, *_) = await loop.sock_accept(self._listener)
                 self._welcome(Stream(sock, f"{host}:{port}", self._options.limits.patience))
-            except OSError as error:  # such as too many open files: it passes
-                logger.warning("accept failed: %s", error)
+            except Exception as error:  # such as too many open files, or no memory: it passes
+                logger.warning("accept failed: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(0.1)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from the others
 

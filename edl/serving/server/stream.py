@@ -82,7 +82,7 @@ class Stream:
         return received
 
     async def read_part(self, view: memoryview, pace: Pace) -> int:
-        """The same for at least one byte of ``view``. How many."""
+        """Receive at least one byte into ``view``, as ``read_into`` does all of it. How many."""
         received = await self._receive_into(view, pace.deadline)
         pace.moved(received, self._loop.time())
         return received
