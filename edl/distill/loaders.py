@@ -7,9 +7,12 @@ the student, so ``DataLoader.__iter__`` is wrapped for datasets of our kind.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import copy
 import functools
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -44,6 +47,13 @@ def tend_dataloaders(
     """
     loader: Any = sys.modules["paddle"].io.DataLoader
     begin = loader.__iter__
+    here: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @atexit.register  # before Paddle's function, which waits for threads that wait for teachers
+    def end_all() -> None:
+        for iteration in list(here):
+            with contextlib.suppress(ValueError):  # another thread is in it
+                iteration.close()
 
     @functools.wraps(begin)
     def begin_anew(self: Any) -> Any:
@@ -55,6 +65,7 @@ def tend_dataloaders(
             iteration = _with_workers(self, begin(self), progress)
         else:
             iteration = _without_workers(self, begin, read_ahead(self.dataset))
+            here.add(iteration)
         next(iteration)
         return iteration
 

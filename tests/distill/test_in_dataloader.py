@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from edl.discovery import Registration
 from edl.discovery.keys import STUDENTS, service_prefix
 from edl.discovery.watch import list_prefix
-from edl.distill import DistillReader
 from edl.errors import ReaderError
 from tests.distill.test_sources import (
     ALL,
@@ -258,82 +258,138 @@ def test_a_second_iteration_ends_the_first_with_an_error(sums_teacher):
 # --- neighbours ---------------------------------------------------------------------------------
 
 
-def test_workers_leave_the_registry_when_they_leave(etcd_server, etcd, service, sums_teacher):
+@pytest.fixture
+def where(etcd_server, etcd, service, sums_teacher):
+    """A service with one teacher."""
     registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
     registration.start()
-    where = f"etcd://{etcd_server.endpoint}/{service}"
-    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
-        for _ in range(2):
-            assert firsts(around(reader, 2)) == ALL
-            eventually(
-                lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3
-            )
+    yield f"etcd://{etcd_server.endpoint}/{service}"
     registration.stop()
 
 
-def test_workers_are_the_only_students_after_an_epoch_without_them(
-    etcd_server, etcd, service, sums_teacher
-):
-    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
-    registration.start()
-    where = f"etcd://{etcd_server.endpoint}/{service}"
-    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
+def students(etcd, service):
+    return list_prefix(etcd, service_prefix(service) + STUDENTS)[0]
+
+
+class Student:
+    """A program of its own, which stops at each ``pause()`` until ``go_on``: the tests talk to
+    etcd, and a process that does should not be forked.
+    """
+
+    HEAD = """
+import sys
+from edl.distill import DistillReader
+from tests.distill.test_in_dataloader import ALL, COUNT, around, batches, firsts
+
+def pause():
+    print("paused", flush=True)
+    sys.stdin.readline()
+
+reader = DistillReader(["img", "label"], ["prob"], list(batches()), sys.argv[1])
+"""
+
+    def __init__(self, where, program):
+        command = [sys.executable, "-c", self.HEAD + textwrap.dedent(program), where]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+    def wait_for_pause(self):
+        assert self.process.stdout.readline() == "paused\n"
+
+    def go_on(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def test_workers_leave_the_registry_when_they_leave(where, etcd, service):
+    program = """
+        for _ in range(2):
+            assert firsts(around(reader, 2)) == ALL
+            pause()
+    """
+    with Student(where, program) as student:
+        for _ in range(2):
+            student.wait_for_pause()
+            eventually(lambda: not students(etcd, service))
+            student.go_on()
+        assert student.process.wait(20) == 0
+
+
+def test_workers_are_the_only_students_after_an_epoch_without_them(where, etcd, service):
+    program = """
         assert firsts(reader) == ALL
         outer = iter(around(reader, 2))
         next(outer)
-        eventually(lambda: len(list_prefix(etcd, service_prefix(service) + STUDENTS)[0]) == 2)
+        pause()
         assert len(list(outer)) == COUNT - 1
         assert firsts(reader) == ALL
-    registration.stop()
+    """
+    with Student(where, program) as student:
+        student.wait_for_pause()
+        eventually(lambda: len(students(etcd, service)) == 2)
+        student.go_on()
+        assert student.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("taken", [0, 3])
-def test_workers_end_when_an_epoch_is_left(etcd_server, etcd, service, sums_teacher, taken):
-    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
-    registration.start()
-    before = children_of(os.getpid())
-    where = f"etcd://{etcd_server.endpoint}/{service}"
-    with DistillReader(["img", "label"], ["prob"], list(batches()), where) as reader:
+def test_workers_end_when_an_epoch_is_left(where, etcd, service, taken):
+    program = f"""
         outer = iter(around(reader, 2))
-        for _ in range(taken):
+        for _ in range({taken}):
             next(outer)
         del outer
-        eventually(lambda: children_of(os.getpid()) == before, timeout=3)
-        eventually(lambda: not list_prefix(etcd, service_prefix(service) + STUDENTS)[0], timeout=3)
+        pause()
         assert firsts(around(reader, 2)) == ALL
-    registration.stop()
+    """
+    with Student(where, program) as student:
+        student.wait_for_pause()
+        eventually(lambda: not children_of(student.process.pid))
+        eventually(lambda: not students(etcd, service))
+        student.go_on()
+        assert student.process.wait(20) == 0
 
 
-_STUDENT = """
-import sys
-import time
-from tests.distill.test_in_dataloader import around, batches
-from edl.distill import DistillReader
-
-reader = DistillReader(["img", "label"], ["prob"], list(batches()), sys.argv[1])
-iteration = iter(around(reader, 2))
-next(iteration)
-print("reading", flush=True)
-time.sleep(60)
-"""
-
-
-def test_workers_end_with_a_student_that_is_killed(etcd_server, etcd, service, sums_teacher):
-    registration = Registration(etcd, service, sums_teacher.endpoint, "{}")
-    registration.start()
-    command = [sys.executable, "-c", _STUDENT, f"etcd://{etcd_server.endpoint}/{service}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as student:
-        assert student.stdout.readline() == b"reading\n"
-        workers = children_of(student.pid)
-        student.kill()
+def test_workers_end_with_a_student_that_is_killed(where, etcd, service):
+    program = """
+        iteration = iter(around(reader, 2))
+        next(iteration)
+        pause()
+    """
+    with Student(where, program) as student:
+        student.wait_for_pause()
+        workers = children_of(student.process.pid)
+        student.process.kill()
     try:
         assert len(workers) == 2
-        eventually(lambda: not any(map(alive, workers)), timeout=5)
+        eventually(lambda: not any(map(alive, workers)))
     finally:
         for worker in filter(alive, workers):
             os.kill(worker, signal.SIGKILL)
-    assert not list_prefix(etcd, service_prefix(service) + STUDENTS)[0]
-    registration.stop()
+    eventually(lambda: not students(etcd, service))
+
+
+_ENDS = """
+from tests.distill.test_in_dataloader import around, batches
+from edl.distill import DistillReader
+
+reader = DistillReader(["img", "label"], ["prob"], list(batches()), "127.0.0.1:1")
+iteration = iter(around(reader, 0))
+"""
+
+
+def test_a_program_may_end_while_a_dataloader_waits_for_teachers():
+    command = [sys.executable, "-c", _ENDS]
+    assert subprocess.run(command, cwd=ROOT, timeout=30, check=False).returncode == 0
 
 
 def test_two_dataloaders_around_two_readers_do_not_mix(sums_teacher):
