@@ -54,7 +54,7 @@ class Dispatch(Generic[Payload]):
         self.limits = limits or Limits()
         self.counters = Counters()
         self.teachers: dict[str, TeacherState] = {}
-        self.known: set[str] = set()  # every teacher there is, connected or not
+        self.known: set[str] = set()  # teachers that may still be asked, connected or not
         self._batches: dict[int, BatchState[Payload]] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: list[int] = []  # task ids, sorted

@@ -467,16 +467,12 @@ class Pool:
             seat = self._seats.get(name)
             if seat is None or seat.link is not link or seat.client is not client:
                 return  # known already
-            io, blame = self._lose(seat, reason, unfit)
+            io = self._lose(seat, reason, unfit)
         _do(io)
-        if blame:
-            logger.warning("teacher %s is gone: %s", name, reason)
 
-    def _lose(
-        self, seat: _Seat, reason: str, unfit: bool = False
-    ) -> tuple[list[Callable[[], None]], bool]:
+    def _lose(self, seat: _Seat, reason: str, unfit: bool = False) -> list[Callable[[], None]]:
         """A connection has ended: its tasks go elsewhere. With the lock; returns what is to be done
-        without it, and whether the teacher is to blame.
+        without it.
         """
         name, client = seat.link.endpoint, seat.client
         seat.client = seat.plan = None
@@ -488,7 +484,10 @@ class Pool:
         if name not in self._roster.held:
             del self._seats[name]
             io.append(seat.link.stop)
-        return io + self._follow(), blame
+        io += self._follow()
+        if blame:
+            io.append(lambda: logger.warning("teacher %s is gone: %s", name, reason))
+        return io
 
     def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
         """See Desk."""
@@ -585,7 +584,6 @@ class Pool:
         """Decide what is due, ``pause`` seconds after the last time if nothing has kept the
         interpreter to itself since; seconds until the next time.
         """
-        lost = []
         io: list[Callable[[], None]] = []
         with self._lock:
             now = time.monotonic()
@@ -595,17 +593,12 @@ class Pool:
             if overslept > _OVERSLEPT:
                 self._dispatch.excuse(overslept, now)
             for name, reason in self._dispatch.overdue(now).items():
-                more, blame = self._lose(self._seats[name], reason)
-                io += more
-                lost.append((name, reason, blame))
+                io += self._lose(self._seats[name], reason)
             self._dispatch.expire_refusals(now)
             self._roster.resting = self._stream is None and now >= self._rest_at
             io += self._follow()
             pause = _TICK if self._dispatch.pending else _IDLE_TICK
         _do(io)
-        for name, reason, blame in lost:
-            if blame:
-                logger.warning("teacher %s is gone: %s", name, reason)
         return pause
 
     def _ask_for_teachers(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -42,8 +41,6 @@ else:
         from paddle.io import IterableDataset
     except ImportError:
         IterableDataset = object
-
-logger = logging.getLogger(__name__)
 
 _SAMPLE, _SAMPLE_LIST, _BATCH = "sample", "sample list", "batch"
 _STATE_VERSION = 1
