@@ -1,13 +1,13 @@
 """The ResNet demo under paddle.distributed.launch: ranks share data and teachers, and may die."""
 
-import json
 import os
 import signal
 
 import numpy as np
 import pytest
 
-from tests.support.processes import alive, children_of, edl, eventually
+from edl.cli.ls import read
+from tests.support.processes import alive, children_of, eventually
 from tests.support.resnet import DEMO, EDL, SMALL, finish, losses, python, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,18 +66,16 @@ def others(cluster, tmp_path):
 
 
 def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(
-    cluster, etcd_server, service, tmp_path
+    cluster, etcd, service, tmp_path
 ):
     teachers = {cluster().endpoint, cluster().endpoint}
 
-    def assigned():
-        result = edl("ls", "--etcd", etcd_server.endpoint, "--service", service, "--json")
-        students = json.loads(result.stdout).get(service, {}).get("students", {})
-        return [student.get("teachers", []) for student in students.values()]
+    def shared_out():
+        students = read(etcd, service).get(service, {}).get("students", {})
+        return sorted(student["teachers"] for student in students.values())
 
     launcher = launch(tmp_path, "--teachers", cluster.address, epochs=2)
-    eventually(lambda: sorted(map(len, assigned())) == [1, 1], 60)
-    assert {endpoint for one in assigned() for endpoint in one} == teachers
+    eventually(lambda: shared_out() == [[teacher] for teacher in sorted(teachers)], 120)
     output = finish(launcher)
     assert "top-1" in output
     first, second = losses(tmp_path, 0), losses(tmp_path, 1)

@@ -1,5 +1,6 @@
 """The reader inside a DataLoader with workers: exactly once, in the source's order, every epoch."""
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -36,7 +37,13 @@ def shuffled(**options):
 
 
 def around(reader, workers, **options):
-    return paddle.io.DataLoader(reader, batch_size=None, num_workers=workers, **options)
+    options = {"batch_size": None, "num_workers": workers, "worker_init_fn": say_where, **options}
+    return paddle.io.DataLoader(reader, **options)
+
+
+def say_where(_):
+    """A worker that crashes says in which lines; Paddle's handler says only that it did."""
+    faulthandler.enable()
 
 
 def labels(outer):
