@@ -142,6 +142,8 @@ def _stop_on_signals() -> asyncio.Event:
 
 async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Event) -> None:
     """Start, register, serve until ``stop``, deregister, drain."""
+    from edl.serving.server.server import endpoint_of
+
     starting = asyncio.ensure_future(server.start())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +151,7 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
         starting.cancel()
         return
     await starting
-    endpoint = f"{_advertised_host(options)}:{server.port}"
+    endpoint = endpoint_of(_advertised_host(options), server.port)
     with _registry(options) as etcd:
         registration = await _register(etcd, server, endpoint, options) if etcd else None
         click.echo(f"teacher ready at {endpoint}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 from edl.discovery import list_nodes
+from edl.errors import ModelError
 from edl.serving import TeacherClient, TensorSpec, export_model
+from edl.serving.model.predictor import PredictorOptions, load_predictor
 from tests.support.processes import Teacher, edl, eventually
 
 X = np.arange(6, dtype="f4").reshape(2, 3)
+SUMS = ("--python", "tests.support.predictors:Sums")
 
 
 def check(endpoint):
@@ -88,7 +92,7 @@ def test_a_teacher_is_in_the_registry_from_ready_to_drain(paddle_model, etcd_ser
 
 def test_a_killed_teacher_leaves_the_registry_with_its_lease(etcd_server, etcd, service):
     where = ("--etcd", etcd_server.endpoint, "--service", service, "--ttl", 1)
-    with Teacher("--python", "tests.support.predictors:Sums", *where) as teacher:
+    with Teacher(*SUMS, *where) as teacher:
         teacher.kill(signal.SIGKILL)
         eventually(lambda: list_nodes(etcd, service)[0] == {})
 
@@ -101,7 +105,10 @@ def test_a_killed_teacher_leaves_the_registry_with_its_lease(etcd_server, etcd, 
         (["--python", "tests.support.predictors:Broken"], "no such weights"),
         ([], "--model DIR"),
         (["--python", "x:y", "--service", "s"], "--etcd and --service go together"),
-        (["--python", "tests.support.predictors:Sums", "--host", "10.255.255.1"], "cannot listen"),
+        ([*SUMS, "--host", "10.255.255.1"], "cannot listen"),
+        ([*SUMS, "--workers", -1], "workers must be a whole number of at least 0, not -1"),
+        ([*SUMS, "--cpu-threads", -1], "cpu_threads must be a whole number of at least 0, not -1"),
+        ([*SUMS, "--device", "cpu,,cpu"], "'cpu,,cpu' is not a comma-separated list of devices"),
     ],
 )
 def test_a_teacher_that_cannot_start_says_why_in_one_line_and_exits(arguments, complaint):
@@ -131,3 +138,18 @@ def test_exporting_with_the_wrong_number_of_names_is_refused(tmp_path):
     paddle = pytest.importorskip("paddle")
     with pytest.raises(ValueError, match="2 fetches were named"):
         export_model(paddle.nn.Linear(3, 2), tmp_path, {"x": ((3,), "float32")}, ["a", "b"])
+
+
+def test_a_prototxt_of_another_model_is_refused_by_name(paddle_model, tmp_path):
+    shutil.copytree(paddle_model / "serving_server", tmp_path, dirs_exist_ok=True)
+    conf = tmp_path / "serving_server_conf.prototxt"
+    conf.write_text(conf.read_text().replace('name: "img"', 'name: "image"', 1))
+    with pytest.raises(ModelError, match=r"names image, but the model beside it has img"):
+        load_predictor(PredictorOptions(model=str(tmp_path)))
+
+
+def test_a_broken_model_is_refused_by_name(paddle_model, tmp_path):
+    pytest.importorskip("paddle")
+    (tmp_path / "m.json").write_text('{"base_code": {"magic": "pir", "version": 1}}')
+    with pytest.raises(ModelError, match=r"Paddle cannot load .*m\.json"):
+        load_predictor(PredictorOptions(model=str(tmp_path)))

@@ -11,6 +11,7 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
+from edl._checks import check_count
 from edl._paddle import import_paddle
 from edl.errors import ModelError
 from edl.serving.model.accelerate import configure
@@ -43,7 +44,8 @@ class PredictorOptions:
     ``cpus``: the CPUs that may be used; empty: all that the process may use.
     ``onednn``: use oneDNN on the CPU or not; None leaves it to Paddle. ``precision``: ``fp32``, or
     ``fp16`` (GPU) or ``bf16`` (GPU, or CPU with oneDNN) for the operators that have it.
-    ``tensorrt``: build TensorRT engines.
+    ``tensorrt``: build TensorRT engines. Raises ConfigError if ``cpu_threads`` is not a number of
+    threads; the rest is judged when a worker makes its predictor.
     """
 
     model: str = ""
@@ -54,6 +56,9 @@ class PredictorOptions:
     onednn: Optional[bool] = None
     precision: str = "fp32"
     tensorrt: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("cpu_threads", self.cpu_threads, 0)
 
 
 def load_predictor(options: PredictorOptions) -> Predictor:

@@ -119,7 +119,6 @@ def _message_class() -> Any:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(proto.SerializeToString())
     descriptor = pool.FindMessageTypeByName(f"{proto.package}.GeneralModelConfig")
-    if hasattr(message_factory, "GetMessageClass"):
-        return message_factory.GetMessageClass(descriptor)
-    factory: Any = message_factory.MessageFactory(pool)  # protobuf 3
-    return factory.GetPrototype(descriptor)
+    factory: Any = message_factory
+    make = getattr(factory, "GetMessageClass", None)  # protobuf 3 has none
+    return (make or factory.MessageFactory(pool).GetPrototype)(descriptor)

@@ -57,14 +57,11 @@ def _put_in_place(fresh: Path, target: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two directories change places, at once; False if this system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
-        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     paths = os.fsencode(one), os.fsencode(other)
-    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+    if rename and rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
         return True
-    code = ctypes.get_errno()
+    code = ctypes.get_errno() if rename else errno.ENOSYS  # an old C library does not have it
     if code in _CANNOT_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(other))

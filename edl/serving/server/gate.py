@@ -13,26 +13,17 @@ decided.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
-from edl.errors import ConfigError
+from edl._checks import check_count, check_positive
 
 #: Bytes per second that a peer must keep up in the long run to be given more time.
 MIN_RATE = 256 << 10
 
 #: Seconds that somebody waits for memory before the slow make room.
 PRESSURE_AFTER = 1.0
-
-
-def check_positive(name: str, value: float, least: float = 0.0) -> None:
-    """Raises ConfigError unless ``value`` is a number above 0 and not below ``least``."""
-    right = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-    if not right or value < least:
-        wanted = f"at least {least:g}" if least else "above 0"
-        raise ConfigError(f"{name} is {value!r}; it must be a finite number {wanted}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Limits:
     idle: float = 3600.0
 
     def __post_init__(self) -> None:
-        check_positive("max_body", self.max_body, 1)
+        check_count("max_body", self.max_body)
         check_positive("patience", self.patience)
         check_positive("idle", self.idle)
 

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from edl.errors import ConfigError, ModelError, WireError
-from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
+from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer, endpoint_of
 from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.worker.arena import Arena
 from edl.serving.worker.handles import Worker, WorkerThread
@@ -69,7 +69,7 @@ class ServedTeacher:
         except BaseException:
             self._end()
             raise
-        self.endpoint = f"{options.host}:{self._server.port}"
+        self.endpoint = endpoint_of(options.host, self._server.port)
 
     def close(self, patience: float = 30.0) -> None:
         """Answer what has been accepted, within ``patience`` seconds, and stop."""

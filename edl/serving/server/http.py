@@ -110,8 +110,7 @@ class HttpConnection:
 
     async def _serve(self) -> None:
         event = await self._next_event(_HEAD_CHUNK, self._stream.pace().deadline)
-        if not isinstance(event, h11.Request):
-            raise EOFError(f"{self._stream.peer} closed the connection in mid-request")
+        assert isinstance(event, h11.Request), "h11 has its first bytes"
         head = Head(
             event.method.decode("ascii"),
             event.target.decode("ascii", "replace").partition("?")[0],
@@ -124,7 +123,7 @@ class HttpConnection:
             refusal.headers["connection"] = "close"  # its body is not received
             await self._send(head, refusal)
         elif refusal is not None:
-            await self._skip_to_end()
+            self._http.next_event()  # its end
             await self._send(head, refusal)
         elif has_body and (declared > (limit := self._handler.limit(head)) or not limit):
             await self._send_error(413, self._handler.too_large(head, declared))
@@ -138,13 +137,8 @@ class HttpConnection:
             if body is None:
                 return
         else:
-            await self._skip_to_end()
+            self._http.next_event()  # its end
         await self._send(head, await self._handler.handle(self._guest, head, body))
-
-    async def _skip_to_end(self) -> None:
-        """The end of a request without a body."""
-        while not isinstance(self._http.next_event(), h11.EndOfMessage):
-            pass
 
     async def _receive_body(self, head: Head, declared: int) -> Optional[Body]:
         """The body; None if it is too large, which has been said."""
@@ -159,8 +153,7 @@ class HttpConnection:
             while not isinstance(
                 event := await self._next_event(_BODY_CHUNK, pace.deadline), h11.EndOfMessage
             ):
-                if not isinstance(event, h11.Data):
-                    raise EOFError(f"{self._stream.peer} closed the connection in mid-request")
+                assert isinstance(event, h11.Data)
                 if len(body) + len(event.data) > limit:
                     text = self._handler.too_large(head, len(body) + len(event.data))
                     await self._send_error(413, text)

@@ -154,10 +154,8 @@ class Routes:
         finished = asyncio.get_running_loop().create_future()
 
         def finish(outcome: Outcome) -> None:
-            if not finished.done():
+            if not finished.done():  # it is while the server is being stopped
                 finished.set_result(outcome)
-            elif isinstance(outcome, Outputs):  # the server is being stopped
-                outcome.release()
 
         self._service.submit(request, blocks, guest, finish)
         return await finished

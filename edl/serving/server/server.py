@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import resource
 import socket
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
+from edl._checks import check_count, check_positive
 from edl.errors import ConfigError, WireError
 from edl.serving.server.batching import Batcher
 from edl.serving.server.engine import Engine, Job
 from edl.serving.server.frames import FrameConnection
-from edl.serving.server.gate import Gate, Guest, Limits, check_positive
+from edl.serving.server.gate import Gate, Guest, Limits
 from edl.serving.server.http import HttpConnection, looks_like_http
 from edl.serving.server.intake import Intake
 from edl.serving.server.memory import RequestMemory
@@ -71,12 +70,11 @@ class ServerOptions:
         if not isinstance(self.port, int) or not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port is {self.port!r}; it must be from 0 to 65535")
         for name in ("max_batch_rows", "max_queued", "max_connections"):
-            check_positive(name, getattr(self, name), 1)
-        check_positive("input_bytes", self.input_bytes, 1 << 16)
+            check_count(name, getattr(self, name))
+        check_count("input_bytes", self.input_bytes, 1 << 16)
         for name in ("load_timeout", "run_timeout"):
             check_positive(name, getattr(self, name))
-        if not math.isfinite(self.max_wait) or self.max_wait < 0:
-            raise ConfigError(f"max_wait is {self.max_wait!r}; it must be 0 or more seconds")
+        check_positive("max_wait", self.max_wait, 0)
 
 
 class TeacherServer:
@@ -134,7 +132,8 @@ class TeacherServer:
         Raises ConfigError if the address is taken, ModelError if a worker cannot load the model.
         """
         self._listener = _listen(self._options.host, self._options.port)
-        self._gate.places = min(self._gate.places, _raise_file_limit() - _OTHER_FILES)
+        files = _raise_file_limit()
+        self._gate.places = min(self._gate.places, max(files - _OTHER_FILES, files // 2))
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
         try:
             await self._engine.start()
@@ -164,8 +163,6 @@ class TeacherServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for stream in list(self._streams.values()):  # whose task had not even begun
-            stream.close()
         await self._engine.stop()
         await self._intake.stop()
         self._inputs.close()
@@ -185,7 +182,7 @@ class TeacherServer:
         while True:
             try:
                 sock, (host, port, *_) = await loop.sock_accept(self._listener)
-                self._welcome(Stream(sock, f"{host}:{port}", self._options.limits.patience))
+                self._welcome(Stream(sock, endpoint_of(host, port), self._options.limits.patience))
             except Exception as error:  # such as too many open files, or no memory: it passes
                 logger.warning("accept failed: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(0.1)
@@ -200,7 +197,16 @@ class TeacherServer:
             self._reject(f"{stream.peer}: {len(self._gate)} connections are open already")
         else:
             self._streams[guest] = stream
-            self._spawn(self._serve(guest, stream))
+            task = asyncio.get_running_loop().create_task(self._serve(guest, stream))
+            self._tasks.add(task)
+            task.add_done_callback(lambda task: self._leave(guest, stream, task))
+
+    def _leave(self, guest: Guest, stream: Stream, task: asyncio.Task) -> None:
+        """A connection's task has ended, perhaps before it had begun."""
+        self._tasks.discard(task)
+        self._gate.leave(guest)
+        self._streams.pop(guest, None)
+        stream.close()
 
     def _throw_out(self, guest: Guest, why: str) -> None:
         """Break a guest's connection; its task finds that out, and ends."""
@@ -214,26 +220,15 @@ class TeacherServer:
         self._metrics.rejected_connections.inc()
         logger.info("closed the connection to %s", why)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _serve(self, guest: Guest, stream: Stream) -> None:
         try:
             await self._serve_messages(guest, stream)
-        except (EOFError, ConnectionError):
-            pass
         except (WireError, TimeoutError) as error:  # TimeoutError is an OSError too
             self._reject(f"{stream.peer}: {error}")
-        except OSError as error:
-            logger.info("connection to %s ended: %s", stream.peer, error)
+        except (EOFError, OSError) as error:
+            logger.debug("connection to %s ended: %s", stream.peer, error)
         except Exception:  # such as MemoryError: it ends this connection, and no other
             logger.exception("serving %s failed", stream.peer)
-        finally:
-            self._gate.leave(guest)
-            self._streams.pop(guest, None)
-            stream.close()
 
     async def _serve_messages(self, guest: Guest, stream: Stream) -> None:
         """Paddle Serving has both of its protocols on one port, and on one connection in any order
@@ -257,6 +252,11 @@ class TeacherServer:
         await stream.finish(patience=1.0)
 
 
+def endpoint_of(host: str, port: int) -> str:
+    """``host:port`` as ``parse_endpoint`` reads it: an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -267,7 +267,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot listen on {endpoint_of(host, port)}: {error.strerror}"
+        ) from error
     return listener
 
 
@@ -275,10 +277,6 @@ def _raise_file_limit() -> int:
     """As many open files as this process may have without asking anybody."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    try:
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        return soft
     return wanted

@@ -17,6 +17,9 @@ from edl.serving.wire.messages import Request
 
 logger = logging.getLogger(__name__)
 
+#: Seconds of draining after which it is said what is waited for.
+_SAY_EVERY = 5.0
+
 #: What metrics call brpc's error codes.
 _OUTCOMES = {
     0: "ok",
@@ -114,7 +117,7 @@ class Service:
         while self._unanswered:
             self._quiet.clear()
             try:
-                await asyncio.wait_for(self._quiet.wait(), 5.0)
+                await asyncio.wait_for(self._quiet.wait(), _SAY_EVERY)
             except asyncio.TimeoutError:
                 waited = time.monotonic() - started
                 logger.warning("draining for %.0f s: %d unanswered", waited, self._unanswered)

@@ -199,8 +199,7 @@ class Stream:
     def _check_pace(self) -> None:
         """The peer's time was up when this was planned; it may have earned some since."""
         self._stall = None
-        if self._sending is None:
-            return
+        assert self._sending is not None, "what ends the sending ends this, too"
         if self._sending.deadline > self._loop.time():
             self._wait_to_send()
         else:

@@ -36,8 +36,8 @@ def receive(front: socket.socket) -> Optional[dict[str, Any]]:
 
 
 def _receive_exactly(front: socket.socket, size: int) -> Optional[bytes]:
-    data = front.recv(size, socket.MSG_WAITALL)
-    while len(data) < size:
+    data = b""
+    while len(data) < size:  # once, nearly always
         more = front.recv(size - len(data), socket.MSG_WAITALL)
         if not more:
             return None

@@ -12,6 +12,7 @@ from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 
+from edl._checks import check_count
 from edl.errors import ConfigError, EdlError, ModelError
 from edl.serving.model.predictor import Predictor, PredictorOptions, run_checked
 from edl.serving.wire.description import Description
@@ -190,8 +191,9 @@ def processes(
     ``options.device`` may name several devices, comma-separated: workers take them in turn. 0: one
     worker for each. Several workers on the CPU get an equal share of the CPUs each.
     ``output_bytes``: shared memory reserved for each worker's outputs; only what is used costs
-    memory.
+    memory. Raises ConfigError for what is not a list of devices, or not a number of workers.
     """
+    check_count("workers", count, 0)
     each = [replace(options, **share) for share in _shares(options, count)]
     return lambda inputs: [WorkerProcess(worker, inputs, output_bytes) for worker in each]
 

@@ -75,8 +75,10 @@ class Parser:
             self._next()
 
     async def stop(self) -> None:
-        """End the process; who waits for it gets WorkerDied."""
-        await self._end()
+        """End the process, by force if it has not left after a second; who waits for it gets
+        WorkerDied.
+        """
+        await self._end(grace=1.0)
 
     async def _parse(self, message: Message, reserve: Callable[[int], Optional[int]]) -> Request:
         if self._child is None:
@@ -122,7 +124,7 @@ class Parser:
                 return
         self._busy = False
 
-    async def _end(self) -> None:
+    async def _end(self, grace: float = 0.0) -> None:
         child, self._child = self._child, None
         if child is not None:
-            await child.stop(grace=0.0)
+            await child.stop(grace)

@@ -1,7 +1,12 @@
 """The client: many requests in flight, limits, clear errors. Peers here are scripted sockets."""
 
+import contextlib
+import os
 import queue
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,10 +22,12 @@ from edl.errors import (
     TeacherTimeout,
     TeacherUnavailable,
     TeacherUnreachable,
+    WireError,
 )
 from edl.serving import TeacherClient
 from edl.serving.wire import frame
 from edl.serving.wire.messages import decode_request, encode_error, encode_response
+from tests.support.processes import ROOT
 
 X = {"x": np.arange(6, dtype="f4").reshape(2, 3)}
 
@@ -146,6 +153,77 @@ def test_a_peer_that_takes_no_bytes_is_a_timeout(peer):
         with pytest.raises(TeacherTimeout, match="takes no more bytes"):
             client.infer(big)
         done.set()
+
+
+def test_a_peer_that_takes_no_connection_is_not_waited_for_longer_than_was_said():
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):  # as many as wait to be accepted
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        with pytest.raises(TeacherUnreachable, match=r"no connection within 0\.3 s"):
+            TeacherClient(f"127.0.0.1:{listener.getsockname()[1]}", connect_timeout=0.3)
+
+
+def test_a_request_beyond_what_a_frame_can_hold_is_refused_and_the_connection_lives_on(peer):
+    def script(conn):
+        meta, request = read_request(conn)
+        answer(conn, meta.correlation_id, encode_response({"y": request.feeds["x"]}))
+
+    with TeacherClient(peer(script)) as client:
+        with pytest.raises(WireError, match="a frame holds at most 4 GiB"):
+            client.infer({"x": np.zeros((1, (1 << 32) + 1), "u1")})  # memory that is not touched
+        assert (client.infer(X)["y"] == X["x"]).all()
+
+
+def test_who_is_interrupted_in_the_middle_of_sending_ends_the_connection(peer):
+    done = threading.Event()
+
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with TeacherClient(peer(lambda conn: done.wait(30))) as client:
+            ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+            ctrl_c.start()
+            with pytest.raises(KeyboardInterrupt):
+                client.infer({"x": np.zeros((1, 64 << 20), "u1")})
+            with pytest.raises(TeacherConnectionLost, match="sending failed: KeyboardInterrupt"):
+                client.infer(X)
+            done.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+#: A student that may have little more memory than it has already, and a teacher that says more.
+LITTLE_MEMORY = """
+import resource, socket, sys
+import numpy as np
+from edl.errors import TeacherProtocolError
+from edl.serving import TeacherClient
+client = TeacherClient(sys.argv[1])
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (16 << 20), -1))
+try:
+    client.infer({"x": np.ones((1, 1), "f4")})
+except TeacherProtocolError as error:
+    print(error.message)
+"""
+
+
+def test_an_answer_that_does_not_fit_into_memory_is_an_error_that_says_so(peer):
+    def script(conn):
+        read_request(conn)
+        conn.sendall(b"PRPC" + (400 << 20).to_bytes(4, "big") + (10).to_bytes(4, "big"))
+        with contextlib.suppress(OSError):
+            conn.sendall(bytes(66 << 20))  # for more than 64 MB it is made room as they come
+            conn.recv(1)
+
+    command = [sys.executable, "-c", LITTLE_MEMORY, peer(script)]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert said.stdout == "its answer exceeds memory\n"
 
 
 def test_a_peer_that_hangs_up_fails_what_is_in_flight_and_what_comes_later(peer):

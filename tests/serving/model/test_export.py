@@ -251,22 +251,6 @@ def test_precisions_and_onednn_compute_the_same_within_their_precision(tmp_path)
         np.testing.assert_allclose(outputs(tmp_path, precision="bf16")["prob"], expected, rtol=0.1)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "complaint"),
-    [
-        ({"device": "tpu"}, ConfigError, "not cpu, gpu or gpu:N"),
-        ({"device": "gpu:x"}, ConfigError, "not cpu, gpu or gpu:N"),
-        ({"precision": "fp8"}, ConfigError, "not one of fp32, fp16, bf16"),
-        ({"precision": "fp16"}, ConfigError, "fp16 is for GPUs"),
-        ({"tensorrt": True}, ConfigError, "TensorRT is for GPUs"),
-        ({"device": "gpu", "onednn": True}, ConfigError, "oneDNN is for the CPU"),
-    ],
-)
-def test_options_that_cannot_be_had_are_refused(options, error, complaint):
-    with pytest.raises(error, match=complaint):
-        outputs(OFFICIAL, **options)
-
-
 def test_a_gpu_that_is_not_there_is_refused():
     if not paddle.is_compiled_with_cuda():
         with pytest.raises(ModelError, match="built for CPU only"):

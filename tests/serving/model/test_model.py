@@ -57,6 +57,13 @@ def test_of_several_models_one_is_named_by_its_prefix(tmp_path):
     assert find_model(tmp_path / "a.json").program.name == "a.json"
 
 
+def test_a_program_without_parameters_is_one_file(tmp_path):
+    (tmp_path / "sum.json").write_text('{"base_code": {"magic": "pir", "version": 1}}')
+    (tmp_path / "notes.json").write_text("{}")
+    files = find_model(tmp_path)
+    assert (files.program.name, files.params) == ("sum.json", None)
+
+
 def test_no_model_says_what_was_found_instead(tmp_path):
     touch(tmp_path, "weights.bin")
     with pytest.raises(ModelError, match=r"NAME.pdiparams .*holds weights.bin"):
@@ -74,6 +81,11 @@ def test_the_official_prototxt_is_read_and_written(tmp_path):
     assert config.fetches[0].alias == "prob"
     write_config(path, config)
     assert path.read_text() == OFFICIAL
+
+
+def test_a_prototxt_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot read .*conf.prototxt: No such file"):
+        read_config(tmp_path / "conf.prototxt")
 
 
 def test_a_file_that_is_not_a_prototxt_is_refused_by_name(tmp_path):

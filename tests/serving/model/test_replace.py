@@ -115,9 +115,15 @@ def test_a_directory_that_is_not_there_is_made(tmp_path):
     assert (tmp_path / "some" / "where").stat().st_mode == ordinary.stat().st_mode
 
 
-def test_what_cannot_be_replaced_stays(target, monkeypatch):
-    monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
+def test_what_cannot_be_replaced_stays(target):
     fresh = target.with_name("nothing")
     with pytest.raises(FileNotFoundError):
         replace._put_in_place(fresh, target)
     assert contents(target) == {"weights": "old", "labels": "cat"}
+
+
+def test_where_the_system_cannot_exchange_two_directories_it_says_so(tmp_path):
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    assert not replace._exchange(inner.parent, inner), "the answer is that of NFS: EINVAL"
+    assert inner.is_dir()

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -176,8 +177,10 @@ def test_who_takes_no_answers_is_cut_off_and_harms_nobody():
 
 def test_thousands_of_idle_connections_leave_room_for_students():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # which the teacher raises for itself
+    teacher = python_teacher("Sums")
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    with python_teacher("Sums") as teacher:
+    with teacher:
         idle = [socket.create_connection(("127.0.0.1", teacher.port)) for _ in range(3000)]
         with TeacherClient(teacher.endpoint) as client:
             assert client.infer({"img": X})["prob"][0, 0] == 3
@@ -188,6 +191,8 @@ def test_thousands_of_idle_connections_leave_room_for_students():
             return len(os.listdir(f"/proc/{teacher.process.pid}/fd"))
 
         eventually(lambda: open_files() < 50)
+        teacher.kill(signal.SIGTERM)
+        assert teacher.wait() == 0
 
 
 def test_beyond_the_limit_silent_connections_make_room_for_new_ones():

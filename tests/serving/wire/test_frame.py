@@ -83,3 +83,14 @@ def test_any_body_gives_a_meta_or_wire_error(body, meta_size):
         frame.parse_body(memoryview(body), min(meta_size, len(body)))
     except WireError:
         pass
+
+
+def test_a_frame_of_more_than_its_header_can_say_is_refused():
+    with pytest.raises(WireError, match="a frame holds at most 4 GiB, this one would be 429"):
+        frame.encode_frame(frame.ResponseMeta(1), [bytes(1 << 20)] * 4096)
+
+
+def test_an_attachment_that_the_frame_has_no_room_for_is_refused():
+    (message,) = frame.encode_frame(frame.RequestMeta("s", "m", 1, attachment_size=1), [])
+    with pytest.raises(WireError, match="attachment of 1 bytes does not fit"):
+        parsed(message)

@@ -25,6 +25,10 @@ def request(**tensor):
     return json.dumps({"tensor": [tensor], "fetch_var_names": ["prob"]}).encode()
 
 
+TENSOR = b'{"float_data": [1, 2], "elem_type": 1, "shape": [1, 2], "name": "x"}'
+TWICE = b'{"tensor": [%s, %s]}' % (TENSOR, TENSOR)
+
+
 def test_the_official_clients_request():
     decoded = decode_request((VECTORS / "official_http_request.json").read_bytes())
     assert decoded.fetches == ["prob"]
@@ -64,12 +68,17 @@ def test_strings_come_back_as_they_were():
         (b'{"tensor": [1]}', "must hold objects"),
         (b'{"tensor": [], "fetch_var_names": [1]}', "must hold strings"),
         (b'{"tensor": [{}]}', "neither 'alias_name' nor 'name'"),
+        (TWICE, "tensor 'x' occurs twice"),
+        (b'{"log_id": -1}', "'log_id' must be an unsigned 64-bit number"),
+        (b'{"log_id": "18446744073709551616"}', "'log_id' must be an unsigned 64-bit number"),
+        (b'{"log_id": true}', "'log_id' must be an unsigned 64-bit number"),
         (request(elem_type=99), "'img': element type 99"),
         (request(elem_type="1"), "'elem_type' must be a number"),
         (request(elem_type=0), r"belongs in 'int64_data', not in \['float_data'\]"),
         (request(shape=None), "'shape' must be a list"),
         (request(shape=[-1, 2]), "'shape' must be a list"),
         (request(shape=[1, 3]), "needs 3 elements, there are 2"),
+        (request(shape=[1] * 100 + [2]), "is not possible"),
         (request(float_data=[[1], [2]]), "must be a flat list of float or int"),
         (request(float_data=[1, "2"]), "must be a flat list of float or int"),
         (request(float_data={"1": 2}), "must be a flat list of float or int"),
@@ -98,6 +107,11 @@ def test_any_json_is_a_request_or_a_wire_error(value):
         decode_request(json.dumps({"tensor": [value], "x": value}).encode())
     except WireError:
         pass
+
+
+def test_a_log_id_beyond_what_a_double_holds_may_be_text():
+    assert decode_request(b'{"log_id": "18446744073709551615"}').log_id == 2**64 - 1
+    assert decode_request(b'{"log_id": 18446744073709551615}').log_id == 2**64 - 1
 
 
 def test_a_json_answer_in_pieces_is_the_answer():

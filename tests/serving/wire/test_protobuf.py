@@ -49,3 +49,9 @@ def test_walking_any_bytes_ends_or_raises_wire_error(data):
 def test_a_message_with_too_many_fields_is_refused():
     with pytest.raises(WireError, match="too many fields"):
         list(pb.fields(memoryview(b"\x08\x00" * (pb.MAX_FIELDS + 1))))
+
+
+@pytest.mark.parametrize("data", [b"\x01" + b"\x80" * 10 + b"\x01", b"\x80" * 11 + b"\x00\x01"])
+def test_an_integer_of_more_than_ten_bytes_is_refused(data):
+    with pytest.raises(WireError, match="longer than 10 bytes"):
+        pb.decode_varints(memoryview(data))

@@ -1,15 +1,22 @@
 """Processes of the server that die, hang, or cannot be killed."""
 
 import asyncio
+import contextlib
 import os
+import resource
+import select
 import signal
+import socket
 import subprocess
+import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
 from edl.errors import WireError
 from edl.serving.model.predictor import PredictorOptions
+from edl.serving.worker import control
 from edl.serving.worker.arena import Arena
 from edl.serving.worker.child import Child, WorkerDied
 from edl.serving.worker.handles import WorkerProcess
@@ -77,6 +84,27 @@ def test_who_stops_a_process_that_leaves_by_itself_waits_no_longer_than_that(inp
     assert asyncio.run(check()) < 5
 
 
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("import sys; sys.exit(3)", "exited with status 3"),
+        ("import os, sys, time; os.close(int(sys.argv[1])); time.sleep(60)", "closed its control"),
+    ],
+)
+def test_what_a_process_died_of_is_said(tmp_path, monkeypatch, program, complaint):
+    (tmp_path / "dies_early.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def check():
+        child = await Child.start("dies_early", ())
+        with pytest.raises(WorkerDied, match=complaint):
+            await child.call({"load": {}})
+        child.tell({"free": 0})  # which nobody hears any longer
+        await child.stop(grace=0.0)
+
+    asyncio.run(check())
+
+
 def message_of(inputs, body, is_json=True, compression=""):
     inputs.view(0, len(body))[:] = body
     return Message(0, len(body), is_json, compression, 16 << 20)
@@ -130,6 +158,95 @@ def test_a_parser_goes_on_after_what_it_cannot_parse_and_what_has_no_room(inputs
         await parser.stop()
 
     asyncio.run(check())
+
+
+def test_a_parser_that_is_stopped_says_so_to_who_waits_for_it(inputs):
+    async def check():
+        parser = Parser(inputs)
+        message = message_of(inputs, BODY)
+        await parser.parse(message, lambda size: 1 << 20)
+        os.kill(parser.pid, signal.SIGSTOP)
+        parsing = asyncio.ensure_future(parser.parse(message, lambda size: 1 << 20))
+        await asyncio.sleep(0.05)
+        await parser.stop()
+        with pytest.raises(WorkerDied, match="was stopped"):
+            await parsing
+
+    asyncio.run(check())
+
+
+def test_who_waits_for_its_turn_at_a_parser_may_leave(inputs):
+    async def check():
+        parser = Parser(inputs)
+        message = message_of(inputs, BODY)
+        await parser.parse(message, lambda size: 1 << 20)
+        os.kill(parser.pid, signal.SIGSTOP)
+        parsing, leaves, stays = (
+            asyncio.ensure_future(parser.parse(message, lambda size: 1 << 20)) for _ in range(3)
+        )
+        await asyncio.sleep(0.05)
+        leaves.cancel()
+        os.kill(parser.pid, signal.SIGCONT)
+        for task in (parsing, stays):
+            assert (await asyncio.wait_for(task, 20)).feeds["x"].tolist() == [1, 2]
+        assert leaves.cancelled()
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+def test_who_leaves_at_the_moment_of_its_turn_passes_it_on(inputs):
+    async def check():
+        parser = Parser(inputs)
+        message = message_of(inputs, BODY)
+        parsing, leaves, stays = (
+            asyncio.ensure_future(parser.parse(message, lambda size: 1 << 20)) for _ in range(3)
+        )
+        parsing.add_done_callback(lambda _: leaves.cancel())  # it has its turn, and not begun
+        assert (await asyncio.wait_for(stays, 20)).feeds["x"].tolist() == [1, 2]
+        assert leaves.cancelled()
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+def test_what_takes_more_memory_to_parse_than_is_allowed_is_refused(inputs):
+    async def check():
+        parser = Parser(inputs)
+        await parser.parse(message_of(inputs, BODY), lambda size: 1 << 20)
+        with open(f"/proc/{parser.pid}/status") as status:
+            (used,) = (int(line.split()[1]) for line in status if line.startswith("VmData"))
+        limit = (used << 10) + (8 << 20)
+        hard = resource.prlimit(parser.pid, resource.RLIMIT_DATA)[1]
+        resource.prlimit(parser.pid, resource.RLIMIT_DATA, (limit, hard))
+        with pytest.raises(WireError, match=r"takes more than .* of memory"):
+            await parser.parse(
+                message_of(inputs, b'{"a": [' + b"[1]," * 500_000 + b"1]}"), lambda size: 1 << 20
+            )
+        request = await parser.parse(message_of(inputs, BODY), lambda size: 1 << 20)
+        assert request.feeds["x"].tolist() == [1, 2]
+        await parser.stop()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("begun", [0, 7])
+@pytest.mark.parametrize("module", ["worker.main", "worker.parsing"])
+def test_a_process_whose_server_dies_with_an_answer_unread_ends_in_good_order(module, begun):
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(Arena.create(1 << 20, "test")) as arena, ours, theirs:
+        fds = [theirs.fileno(), arena.fd, arena.fd]
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"edl.serving.{module}", *map(str, fds)], pass_fds=fds
+        )
+        theirs.close()
+        load = {"load": asdict(PREDICTOR)}
+        parse = {"parse": [0, 1], "json": True, "kind": "", "limit": 1}
+        ours.sendall(control.pack(load if module == "worker.main" else parse))
+        ours.sendall(control.pack(parse)[:begun])
+        eventually(lambda: select.select([ours], [], [], 0)[0], 30)
+        ours.close()  # the other side finds a connection that is reset
+        assert process.wait(20) == 0
 
 
 def test_shorter_messages_are_parsed_first(inputs):
