@@ -40,6 +40,8 @@ STUDENT_IMAGES = 150
 BATCH, BATCHES_PER_EPOCH = 64, 20
 TEMPERATURE = 2.0
 
+_END_WITHIN = 5.0
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -315,7 +317,7 @@ class TeacherHost:
             teacher.process.terminate()
         for teacher in self._started:
             try:
-                teacher.process.wait(10)
+                teacher.process.wait(_END_WITHIN)
             except subprocess.TimeoutExpired:
                 teacher.process.kill()
                 teacher.process.wait()

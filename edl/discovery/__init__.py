@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from edl.discovery.registration import Registration
     from edl.discovery.watch import Members, Membership, list_nodes
 
+#: Seconds that leaving may take, whatever does not answer; the rest ends by itself after that.
+CLOSE_WITHIN = 1.0
+
 _MODULES = {
     "Balancer": "balancer",
     "Etcd": "etcd",

@@ -30,24 +30,24 @@ _MODULES = ("kv_pb2", "auth_pb2", "rpc_pb2")
 
 
 def _import_etcd3() -> Any:
-    if "etcd3" not in sys.modules and int(google.protobuf.__version__.split(".")[0]) >= 4:
-        _install_messages()
+    spec = importlib.util.find_spec("etcd3")
+    new = int(google.protobuf.__version__.split(".")[0]) >= 4
+    if "etcd3" not in sys.modules and new and spec is not None and spec.origin is not None:
+        _install_messages(Path(spec.origin).parent / "etcdrpc")
     try:
         import etcd3
         import etcd3.etcdrpc
         import etcd3.exceptions
     except ImportError as error:
-        raise MissingDependencyError(f"etcd3 cannot be imported: {error}") from error
+        raise MissingDependencyError(
+            f"discovery needs the etcd3 package: pip install etcd3 ({error})"
+        ) from error
     return etcd3
 
 
-def _install_messages() -> None:
+def _install_messages(folder: Path) -> None:
     from google.protobuf import descriptor_pool
 
-    spec = importlib.util.find_spec("etcd3")
-    if spec is None or spec.origin is None:
-        raise MissingDependencyError("discovery needs the etcd3 package: pip install etcd3")
-    folder = Path(spec.origin).parent / "etcdrpc"
     pool = descriptor_pool.DescriptorPool()  # of our own: another etcd client may use the default
     for name in _MODULES:
         path = folder / f"{name}.py"

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from typing import Any, Callable, Optional
 
 from edl._threads import Loop
+from edl.discovery import CLOSE_WITHIN
 from edl.discovery.assignment import Plan, Rates, Summary, plan
 from edl.discovery.etcd import Etcd
 from edl.discovery.keys import ASSIGNMENTS, BALANCE, LEADER, service_prefix
@@ -35,7 +36,6 @@ _DEBOUNCE = 0.05
 _REST = 4  # times as long as the last balancing took, so that students' threads go on
 _LONGEST_REST = 2.0
 _RETRY_DELAY = 1.0
-_STOP_WITHIN = 1.0
 _MAX_OPERATIONS = 100  # in one transaction; etcd's own limit is 128
 
 #: Keys of a service without its prefix, and what to put there (None: delete it).
@@ -76,7 +76,7 @@ class Balancer:
         """Become a candidate."""
         self._loop.start()
 
-    def stop(self, timeout: float = _STOP_WITHIN) -> None:
+    def stop(self, timeout: float = CLOSE_WITHIN) -> None:
         """Step down, so that another can follow at once. Waits ``timeout`` seconds at most."""
         self._loop.stop()
         for event in (self._over, self._changed, self._vacant):
@@ -149,16 +149,16 @@ class Balancer:
             keeper.join(self._ttl)  # the lease is its own until then
 
     def _keep_leading(self) -> None:
-        if self._over.is_set():
-            return
-        try:
-            kept = self._leadership.keep()
-        except DiscoveryError as error:
-            logger.debug("keeping the leadership of %s: %s", self._prefix, error)
-            kept = False
-        if not kept:
+        if not self._over.is_set() and not self._is_kept():
             self._over.set()
             self._changed.set()
+
+    def _is_kept(self) -> bool:
+        try:
+            return self._leadership.keep()
+        except DiscoveryError as error:
+            logger.debug("keeping the leadership of %s: %s", self._prefix, error)
+            return False
 
     def _balance_until_over(self) -> None:
         rates_in_use, summary, took = Rates(), Summary(), 0.0
@@ -179,9 +179,9 @@ class Balancer:
             result = plan(entries, rates_in_use)
             self._on_summary(result.summary)
             writes = changes(result, summary)
-            if not all(self._write(portion) for portion in portions(writes)):
-                continue  # the next look, or the lease, says who leads
-            summary, settled = result.summary, applied(entries, writes)
+            if all(self._write(portion) for portion in portions(writes)):
+                summary, settled = result.summary, applied(entries, writes)
+            # Otherwise the next look, or the lease, says who leads.
             took = time.monotonic() - started
 
     def _write(self, operations: Writes) -> bool:

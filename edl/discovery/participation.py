@@ -11,6 +11,7 @@ import socket
 import time
 from typing import Callable
 
+from edl.discovery import CLOSE_WITHIN
 from edl.discovery.balancer import Balancer
 from edl.discovery.etcd import Etcd
 from edl.discovery.keys import ASSIGNMENTS, STUDENTS, service_prefix
@@ -22,7 +23,6 @@ STUDENT_TTL = 10
 
 _REPORT_EVERY = 5.0
 _NOISE_OF_ONE = 0.5
-_CLOSE_WITHIN = 1.0
 
 
 class Participation:
@@ -80,7 +80,7 @@ class Participation:
         if self._balancer is not None:
             self._balancer.stop(0.0)
 
-    def close(self, timeout: float = _CLOSE_WITHIN) -> None:
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
         """Leave: the teachers are free for others at once. If etcd does not answer, this returns
         after ``timeout`` seconds all the same.
         """

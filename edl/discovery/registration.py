@@ -8,6 +8,7 @@ import time
 from typing import Callable, Optional
 
 from edl._threads import Loop
+from edl.discovery import CLOSE_WITHIN
 from edl.discovery.etcd import Etcd
 from edl.discovery.keys import NODES, RATES, service_prefix
 from edl.discovery.leased import LeasedKey
@@ -17,7 +18,6 @@ from edl.errors import AlreadyRegistered, DiscoveryError, EtcdUnavailable
 logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY = 30.0
-_STOP_WITHIN = 1.0
 
 
 class Registration:
@@ -86,7 +86,7 @@ class Registration:
         """Rows per second that this teacher computes; written, beside its entry, if it is news."""
         self._rate = rate
 
-    def stop(self, timeout: float = _STOP_WITHIN) -> None:
+    def stop(self, timeout: float = CLOSE_WITHIN) -> None:
         """Withdraw the entry and stop. Does not raise, and waits ``timeout`` seconds at most: what
         cannot be withdrawn by then is later, or expires.
         """

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 import grpc
 
 from edl._threads import Loop
+from edl.discovery import CLOSE_WITHIN
 from edl.discovery._etcd3 import etcd3
 from edl.discovery.etcd import Etcd, describe
 from edl.discovery.keys import nodes_prefix
@@ -29,7 +30,6 @@ _DELETE = 1
 _PAGE = 1000
 _RELIST_DELAY = 0.3
 _COMPLAIN_EVERY = 30.0
-_CLOSE_WITHIN = 1.0
 
 
 def list_prefix(etcd: Etcd, prefix: str) -> tuple[Members, int]:
@@ -84,7 +84,7 @@ class Watch:
         if stream is not None:
             stream.cancel()
 
-    def close(self, timeout: float = _CLOSE_WITHIN) -> None:
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
         """Stop. ``on_change`` is not called any more once this returns, which it does after
         ``timeout`` seconds even if etcd, or ``on_change``, hangs.
         """

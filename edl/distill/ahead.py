@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Optional
 
-from edl.distill.pool import Batch, Stream
+from edl.distill.stream import Batch, Stream
 from edl.distill.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class ReadAhead:
         self._stream = stream
         self._left: list[Iterator[Batch]] = []
         self.thread = threading.Thread(
-            target=_read_ahead,
+            target=_read_while_wanted,
             args=(weakref.ref(self), stream, trace, self._left),
             name="edl-source",
             daemon=True,
@@ -55,7 +55,7 @@ def wait_until_left_in_peace(reading: threading.Thread) -> None:
         )
 
 
-def _read_ahead(
+def _read_while_wanted(
     reader: weakref.ref[ReadAhead],
     stream: Stream,
     trace: Optional[Trace],

@@ -25,7 +25,7 @@ from __future__ import annotations
 import bisect
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict
 from typing import Any, Generic, Optional
 
@@ -54,7 +54,7 @@ class Dispatch(Generic[Payload]):
         self.limits = limits or Limits()
         self.counters = Counters()
         self.teachers: dict[str, TeacherState] = {}
-        self.known: set[str] = set()  # teachers that may still be asked, connected or not
+        self._known: Set[str] = frozenset()
         self._batches: dict[int, BatchState[Payload]] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: list[int] = []  # task ids, sorted
@@ -168,11 +168,6 @@ class Dispatch(Generic[Payload]):
         return self._ready_batches
 
     @property
-    def ready_bytes(self) -> int:
-        """Bytes of these: what the source gave, and the soft labels."""
-        return self._ready_bytes
-
-    @property
     def low(self) -> bool:
         """Whether the finished volume is under the lower threshold."""
         limits = self.limits
@@ -187,9 +182,12 @@ class Dispatch(Generic[Payload]):
 
     # --- teachers come and go ---------------------------------------------------------------
 
+    def expect(self, known: Set[str]) -> None:
+        """Teachers that may still be asked, connected or not."""
+        self._known = known
+
     def join(self, name: str, now: float) -> None:
         """A teacher is connected and can be sent tasks."""
-        self.known.add(name)
         self.teachers[name] = TeacherState(name, self.limits.min_window, last_heard=now)
 
     def leave(self, name: str, reason: str, blame: bool) -> None:
@@ -328,7 +326,7 @@ class Dispatch(Generic[Payload]):
             return
         task.refusals[name] = message
         task.refused_since = task.refused_since or now
-        if len(task.refusals) >= 2 or task.refusals.keys() >= (self.known | self.teachers.keys()):
+        if len(task.refusals) >= 2 or task.refusals.keys() >= (self._known | self.teachers.keys()):
             self._give_up_refused(task)
         else:
             self._retry(task)
@@ -545,19 +543,6 @@ class Dispatch(Generic[Payload]):
             if self._tasks[task_id].refusals
             and self._tasks[task_id].refusals.keys() >= self.teachers.keys()
         ]
-
-    def next_deadline(self, now: float) -> float:
-        """When the passing of time alone may change a decision; infinity if it cannot."""
-        times = [self.next_hedge()]
-        for task in self._refused_by_all():
-            times.append(task.refused_since + self.limits.refusal_patience)
-        for teacher in self.teachers.values():
-            if teacher.suspended_until > now:
-                times.append(teacher.suspended_until)
-            if teacher.in_flight:
-                times.append(teacher.waiting_since() + teacher.silence_limit(self.limits))
-                times.append(min(teacher.in_flight.values()) + self.limits.max_timeout)
-        return min(times)
 
     def waits_for(self, now: float) -> str:
         """What keeps the student waiting, in words."""

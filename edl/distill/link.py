@@ -9,7 +9,9 @@ happens it reports, and the pool keeps the record.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,9 +39,15 @@ logger = logging.getLogger(__name__)
 
 Answer = Union[dict[str, np.ndarray], TeacherError]
 
-#: Seconds between attempts to connect: a server that is back is used within the longest of them.
+#: Seconds from one attempt to connect to the next, at first and at most.
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.05, 0.5
-_UNFIT_BACKOFF = 5.0
+
+#: Seconds that attempts may take, in turn. One that hangs, as where a host is away and drops what
+#: it is sent, is mostly given up for a new one; a slow host needs one that is patient.
+_CONNECT_WITHIN = (0.8, 0.8, 0.8, 3.0)
+
+#: Seconds after which a teacher that does not fit is asked again what it serves.
+_LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,59 +109,94 @@ class TeacherLink:
         self._wants = wants
         self._connection: Optional[Client] = None
         self._backoff = _BACKOFF_FIRST
+        self._patience = itertools.cycle(_CONNECT_WITHIN)
+        self._again = threading.Event()
         self._loop = Loop(f"edl-send-{endpoint}", self._connect_and_send, pause=0.0)
 
     def start(self) -> None:
         """Begin to connect. Does nothing once it is stopped."""
         self._loop.start()
 
+    def look_again(self) -> None:
+        """Something else is said of the teacher: what failed before may work now."""
+        self._again.set()
+
     def stop(self) -> None:
         """End the connection and the attempts at one. Waits for nothing."""
         self._loop.stop()
+        self._again.set()
         connection = self._connection
         if connection is not None:
             connection.close()
 
     def _connect_and_send(self) -> None:
-        unfit, started = False, time.monotonic()
+        self._again.clear()
+        started = time.monotonic()
         try:
             self._serve_once()
         except TeacherError as error:
             self._desk.link_down(self, None, error.message)
         except ConfigError as error:
-            unfit = True
             self._desk.link_down(self, None, str(error), unfit=True)
         except Exception as error:
             self._desk.link_down(self, None, f"{type(error).__name__}: {error}")
             raise
         finally:
             self._connection = None
-            if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
-                self._backoff = _BACKOFF_FIRST
-            self._loop.stopped.wait(_UNFIT_BACKOFF if unfit else self._backoff)
+            if not self._loop.stopped.is_set():
+                self._again.wait(started + self._backoff - time.monotonic())
             self._backoff = min(_BACKOFF_MOST, 2 * self._backoff)
 
     def _serve_once(self) -> None:
         """One connection, to its end. Raises TeacherError, or ConfigError if the teacher does not
         fit the reader.
         """
-        entry = Entry.from_json(self._desk.entry(self))
-        client = entry.connect(self.endpoint, self._wants.token)
+        text = self._desk.entry(self)
+        entry = Entry.from_json(text)
+        client = entry.connect(self.endpoint, self._wants.token, next(self._patience))
         with contextlib.closing(client):
             self._connection = client
             if self._loop.stopped.is_set():  # between the loop's check and here
                 return
-            description = self._describe(client, entry)
-            plan = make_plan(self._wants.ins, self._wants.predicts, description)
-            self._desk.link_up(self, client, plan, description.fingerprint)
-            reason = "the connection was given up"
             try:
-                self._send_tasks(client, plan, lambda: self._describe(client, entry) == description)
+                description, plan = self._plan(client, entry)
+            except ConfigError as error:
+                self._desk.link_down(self, None, str(error), unfit=True)
+                self._wait_for_another(client, entry, str(error))
+                return
+
+            def is_the_same() -> bool:
+                same = self._desk.entry(self) == text
+                return same and self._describe(client, entry) == description
+
+            self._desk.link_up(self, client, plan, description.fingerprint)
+            started, reason = time.monotonic(), "the connection was given up"
+            try:
+                self._send_tasks(client, plan, is_the_same)
             except Exception as error:
                 reason = getattr(error, "message", str(error))
                 raise
             finally:
+                if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
+                    self._backoff = _BACKOFF_FIRST
                 self._desk.link_down(self, client, reason)
+
+    def _wait_for_another(self, client: Client, entry: Entry, why: str) -> None:
+        """Keep a connection that is of no use, because it shows when the teacher is another: that
+        says something else, or the connection ends.
+        """
+        with contextlib.suppress(TeacherError):
+            while not self._again.wait(_LOOK_EVERY):
+                try:
+                    self._plan(client, entry)
+                    return
+                except ConfigError as error:
+                    if str(error) != why:
+                        return
+
+    def _plan(self, client: Client, entry: Entry) -> tuple[Description, Plan]:
+        description = self._describe(client, entry)
+        return description, make_plan(self._wants.ins, self._wants.predicts, description)
 
     def _describe(self, client: Client, entry: Entry) -> Description:
         try:

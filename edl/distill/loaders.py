@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import copy
 import functools
+import gc
 import sys
 import weakref
 from collections.abc import Iterator
@@ -34,12 +35,12 @@ class Iteration:
 
 
 def tend_dataloaders(
-    kind: type, read_ahead: Callable[[Any], Iteration], share: Callable[[Any], Progress]
+    kind: type, begin_here: Callable[[Any], Iteration], share: Callable[[Any], Progress]
 ) -> None:
     """Let every DataLoader around a dataset of ``kind`` start new workers for each epoch, end an
     iteration that is left, and count what the student takes.
 
-    ``read_ahead`` begins an iteration of the dataset without workers, ``share`` one with workers,
+    ``begin_here`` begins an iteration of the dataset without workers, ``share`` one with workers,
     which are forked next. With persistent workers Paddle (3.3) does not end an epoch of an
     IterableDataset: who waits for the next batch when the last worker ends is woken by nobody, and
     where several end, it counts more requests than it allows itself. An iteration that is left
@@ -59,17 +60,29 @@ def tend_dataloaders(
     def begin_anew(self: Any) -> Any:
         if not isinstance(self.dataset, kind) or worker_info() is not None:
             return begin(self)
-        self._persistent_workers = False
+        loader = copy.copy(self)
+        loader._persistent_workers = False
         if self.num_workers:
             progress = share(self.dataset)
-            iteration = _with_workers(self, begin(self), progress)
+            iteration = _with_workers(loader, _fork_workers(begin, loader), progress)
         else:
-            iteration = _without_workers(self, begin, read_ahead(self.dataset))
+            iteration = _without_workers(loader, begin, begin_here(self.dataset))
             here.add(iteration)
         next(iteration)
         return iteration
 
     loader.__iter__ = begin_anew
+
+
+def _fork_workers(begin: Callable[[Any], Any], loader: Any) -> Any:
+    """What is garbage here is left alone there: Paddle's destructors wait for threads that have not
+    come along, and our own would end the iterations of this process.
+    """
+    gc.freeze()
+    try:
+        return begin(loader)
+    finally:
+        gc.unfreeze()
 
 
 # These yield something of no meaning first: a generator that was never begun does not end either.
@@ -96,7 +109,6 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration)
                 if not left:
                     raise
 
-    loader = copy.copy(loader)
     loader.dataset = Values()
     iterator = begin(loader)
     try:
@@ -120,8 +132,18 @@ def _counted(
                 "another iteration of this reader has begun meanwhile; make a second DistillReader "
                 "to read two at a time"
             )
-        for _ in range(loader.batch_size or 1):
+        items = loader.batch_size or 1
+        _raise_failure(progress, before=progress.delivered + items)
+        for _ in range(items):
             progress.deliver()
         yield batch
     if progress.start is start:
+        _raise_failure(progress, before=sys.maxsize)
         progress.finish()
+
+
+def _raise_failure(progress: Progress, before: int) -> None:
+    """Raise what has kept a worker from giving an item before that position."""
+    failure = progress.handout.failure() if progress.handout is not None else None
+    if failure is not None and failure[0] < before:
+        raise failure[1]

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
-from edl.distill.batches import join_parts, read_batches, read_sample_lists, read_samples
+from edl._checks import check_count, check_positive
+from edl.distill.batches import read_batches, read_sample_lists, read_samples
 from edl.distill.link import Wants
 from edl.distill.loaders import Iteration, tend_dataloaders
-from edl.distill.pool import CLOSE_WITHIN, Batch, Pool, PoolConfig, Stream
 from edl.distill.progress import Progress, Start
+from edl.distill.running import Running
 from edl.distill.settings import (
     Model,
+    PoolConfig,
     TeacherSpec,
-    check_count,
     check_names,
     fallback_description,
     parse_models,
     teachers_from_environment,
 )
 from edl.distill.source import Source
-from edl.distill.state import Limits, check_number
+from edl.distill.state import Limits
+from edl.distill.stream import Batch
 from edl.distill.teachers import fixed_teachers, service_teachers
-from edl.distill.trace import Trace, trace_path
-from edl.distill.workers import end_with, wait_for, worker_info
+from edl.distill.trace import trace_path
+from edl.distill.workers import (
+    Handout,
+    Part,
+    end_with,
+    share_of,
+    wait_for,
+    worker_info,
+)
 from edl.errors import ConfigError, ReaderError
 
 if TYPE_CHECKING:
@@ -94,18 +98,19 @@ class DistillReader(IterableDataset):
         list for all or a mapping with the same names, predictions are appended model by model, and
         in a dict they are called ``name.prediction``.
         ``teacher_batch_size``: see :meth:`set_teacher_batch_size`. ``max_teachers``: use at most so
-        many of the teachers found in etcd. ``limits``: flow control, timeouts and hedging, see
-        :class:`~edl.distill.Limits`. ``no_teacher_timeout``: seconds without any usable teacher
-        after which iteration raises NoTeacherError. ``token``: what teachers want to be shown (or
-        the environment variable EDL_TOKEN). ``trace``: a file for a timeline that opens in
-        Perfetto (or the environment variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
+        many of the teachers found in etcd (a DataLoader's workers divide them, at least one each).
+        ``limits``: flow control, timeouts and hedging, see :class:`~edl.distill.Limits`.
+        ``no_teacher_timeout``: seconds without any usable teacher after which iteration raises
+        NoTeacherError. ``token``: what teachers want to be shown (or the environment variable
+        EDL_TOKEN). ``trace``: a file for a timeline that opens in Perfetto (or the environment
+        variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
         Raises ConfigError for what cannot work.
         """
         super().__init__()
         self._ins = check_names("ins", ins)
         self._models = parse_models(predicts, teachers)
         self._limits = limits or Limits()
-        check_number("no_teacher_timeout", no_teacher_timeout)
+        check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
         self._token = token
         self._trace_path = trace
@@ -116,7 +121,7 @@ class DistillReader(IterableDataset):
         self._source: Optional[Source] = None
         self._form = ""
         self._progress = Progress()
-        self._running: Optional[_Running] = None
+        self._running: Optional[Running] = None
         if source is not None:
             self.set_loader(source)
         if teacher_batch_size is not None:
@@ -256,29 +261,41 @@ class DistillReader(IterableDataset):
         return self._progress
 
     def _epoch_in_worker(self, source: Source) -> Iterator[Any]:
-        """Its part of an epoch, for a DataLoader's worker: begun when the first item is wanted. The
-        first worker's model is that of all.
+        """Its part of an epoch, for a DataLoader's worker: begun when the first item is wanted. If
+        it fails, that is told.
         """
         start, handout = self._progress.start, self._progress.handout
         if handout is None:
             raise ReaderError("iterate over the DataLoader itself, so that its workers can agree")
-        items = source.open_in_worker(start, handout)
-        running = self._run()
-        end_with(handout.parent, running.close)
-        first = worker_info().id == 0
-        if not first:
+        end_with(handout.parent, self.close)
+        position = start.skip
+        try:
+            part = source.open_in_worker(start, handout)
+            position = next(part.positions)
+            for value in self._part(part, start, handout):
+                yield value
+                position = next(part.positions)
+        except Exception as error:
+            handout.tell_failure(position, error)
+
+    def _part(self, part: Part, start: Start, handout: Handout) -> Iterator[Any]:
+        """A worker's items with their predictions. The first worker's model is that of all."""
+        number = worker_info().id
+        running = self._run(number, part.among)
+        if number:
             what = "the first one to be given labels by some model"
-            models = wait_for(handout.models, what, handout.parent)
+            models = wait_for(handout.models, what, handout)
             start = replace(start, models=models)
-        for value in self._values(running, start, items):
-            if first:
+        told = number > 0
+        for value in self._values(running, start, part.items):
+            if not told:
                 handout.tell_models(running.models())
-                first = False
+                told = True
             yield value
-        if first:  # and the only one: there was nothing to read
+        if not told:  # there was nothing to read
             handout.tell_models(start.models)
 
-    def _values(self, running: _Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
+    def _values(self, running: Running, start: Start, items: Iterator[Any]) -> Iterator[Any]:
         """Items with their predictions. When it is closed early it only signals: that may happen
         in the garbage collector, in any thread and at any moment.
         """
@@ -426,16 +443,19 @@ class DistillReader(IterableDataset):
         """For workers that are spawned: the configuration without what runs here."""
         return {**self.__dict__, "_running": None}
 
-    def _run(self) -> _Running:
-        """What runs in this process; started now if need be (also in a forked child)."""
+    def _run(self, number: int = 0, among: int = 1) -> Running:
+        """What runs in this process; started now if need be (also in a forked child). It is one of
+        so many that share the limit of teachers.
+        """
         running = self._running
         if running is None or running.pid != os.getpid():
-            running = _Running(self._models, self._pool_configs(), trace_path(self._trace_path))
+            configs = self._pool_configs(number, among)
+            running = Running(self._models, configs, trace_path(self._trace_path))
             running.watch(self)
             self._running = running
         return running
 
-    def _pool_configs(self) -> list[PoolConfig]:
+    def _pool_configs(self, number: int, among: int) -> list[PoolConfig]:
         token = os.environ.get("EDL_TOKEN", "") if self._token is None else self._token
         fallback = fallback_description(self._conf_file)
         configs = []
@@ -449,7 +469,7 @@ class DistillReader(IterableDataset):
                     teachers=teachers,
                     wants=Wants(self._ins, model.predicts, fallback, token),
                     task_rows=self._teacher_batch_size or 1 << 30,
-                    max_teachers=most if teachers.balanced else None,
+                    max_teachers=share_of(most, number, among) if teachers.balanced else None,
                     limits=self._limits,
                     no_teacher_timeout=self._no_teacher_timeout,
                 )
@@ -483,121 +503,3 @@ if IterableDataset is not object:
     tend_dataloaders(DistillReader, DistillReader._begin_for_loader, DistillReader._share)
 
 _STATE_KEYS = ("version", "epoch", "delivered")
-
-
-class _Running:
-    """Pools, threads and files of a reader in one process. Holds no reference to the reader.
-
-    Raises from the constructor, with nothing left running, what starting a pool raises.
-    """
-
-    def __init__(
-        self, models: Sequence[Model], configs: Sequence[PoolConfig], trace: Optional[Path]
-    ) -> None:
-        self.pid = os.getpid()
-        self._models = models
-        self._trace = Trace(trace) if trace else None
-        self._pools = [Pool(config, self._trace) for config in configs]
-        self._streams: list[Stream] = []
-        self._reading: list[threading.Thread] = []
-        self._finalizer: Optional[weakref.finalize] = None
-        # Runs at the end of DataLoader's workers too, which leave without atexit's functions.
-        self._at_exit = Finalize(None, self.close, exitpriority=10)
-        try:
-            for pool in self._pools:
-                pool.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def watch(self, owner: DistillReader) -> None:
-        """End with ``owner``, however it ends."""
-        self._finalizer = weakref.finalize(owner, self._abandon)
-        self._finalizer.atexit = False
-
-    def begin_iteration(
-        self, batches: Iterator[Batch], keep_to: Sequence[str]
-    ) -> tuple[Iterator[Batch], list[ReadAhead]]:
-        """``batches`` with every model's predictions, and what reads them, for the caller to hold.
-        The models are a chain: the first one's finished batches are the second one's source.
-        Raises ReaderError if one is going on.
-        """
-        self.settle()
-        ahead = []
-        try:
-            for number, (model, pool) in enumerate(zip(self._models, self._pools)):
-                stream = pool.open(keep_to[number] if number < len(keep_to) else "")
-                self._streams.append(stream)
-                ahead.append(ReadAhead(batches, stream, self._trace))
-                self._reading.append(ahead[-1].thread)
-                batches = _predicted(stream, model)
-        except BaseException:  # such as: no thread can be started
-            self.end_iteration()
-            raise
-        return batches, ahead
-
-    def settle(self) -> None:
-        """Wait until the iteration before has let go of its source. Raises ReaderError if it is
-        going on.
-        """
-        if self._streams and not self._streams[0].left:
-            raise ReaderError(
-                "this reader is being iterated already; finish or close that iteration first, or "
-                "make a second DistillReader"
-            )
-        self.end_iteration()
-
-    def leave_iteration(self) -> None:
-        """Signal that nothing more is taken. Takes no lock and waits for nothing."""
-        for stream in self._streams:
-            stream.leave()
-
-    def end_iteration(self) -> None:
-        """Leave the iteration, and wait until its source is left in peace."""
-        self.leave_iteration()
-        for reading in self._reading:  # the source's first: the others wait for it
-            wait_until_left_in_peace(reading)
-        self._streams, self._reading = [], []
-
-    def stats(self) -> dict[str, Any]:
-        """By model."""
-        return {model.name: pool.stats() for model, pool in zip(self._models, self._pools)}
-
-    def models(self) -> list[str]:
-        """The fingerprints in use; empty where none is yet."""
-        return [pool.model for pool in self._pools]
-
-    def _abandon(self) -> None:
-        """The reader is gone. In its finalizer: takes no lock and waits for nothing."""
-        if self.pid == os.getpid():
-            self._pools[0].abandon(self.close)
-
-    def close(self) -> None:
-        """End everything, unless it belongs to the process that this one was forked from."""
-        if self.pid != os.getpid():
-            return
-        self._at_exit.cancel()
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self.leave_iteration()
-        for pool in self._pools:
-            pool.stop()
-        deadline = time.monotonic() + CLOSE_WITHIN
-        for pool in self._pools:
-            pool.close(deadline - time.monotonic())
-        if self._trace is not None:
-            self._trace.close()
-
-
-def _predicted(stream: Stream, model: Model) -> Iterator[Batch]:
-    """A stream's batches, each with one model's predictions added."""
-    while (finished := stream.take()) is not None:
-        if finished.error is not None:
-            raise finished.error
-        batch = finished.payload
-        assert batch is not None
-        predictions = join_parts(finished.parts, model.predicts)
-        for name in model.predicts:
-            batch.predictions[model.column(name)] = predictions[name]
-        yield batch
-        del finished, predictions, batch

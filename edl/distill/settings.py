@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional, Union
 
+from edl.distill.link import Wants
+from edl.distill.state import Limits
 from edl.distill.teachers import Teachers, parse_teachers, service_teachers
 from edl.errors import ConfigError
 from edl.serving.wire.description import Description
@@ -30,6 +32,18 @@ class Model:
     def column(self, predict: str) -> str:
         """The name of a prediction in a batch."""
         return f"{self.name}.{predict}" if self.name else predict
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """What a pool of one model's teachers is told; see DistillReader for the meaning of each."""
+
+    teachers: Teachers
+    wants: Wants
+    task_rows: int
+    max_teachers: Optional[int] = None
+    limits: Limits = field(default_factory=Limits)
+    no_teacher_timeout: float = 600.0
 
 
 def parse_models(
@@ -65,13 +79,6 @@ def check_names(what: str, names: Sequence[Optional[str]]) -> list[Optional[str]
     if not given or len(set(given)) != len(given):
         raise ConfigError(f"{what} must hold different names, at least one: {list(names)!r}")
     return list(names)
-
-
-def check_count(what: str, value: int) -> int:
-    """``value``, if it is a positive whole number. Raises ConfigError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{what} must be at least 1, not {value!r}")
-    return value
 
 
 def teachers_from_environment(

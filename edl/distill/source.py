@@ -27,6 +27,7 @@ from edl.distill.workers import (
     Handout,
     IndexLists,
     Order,
+    Part,
     pretend_to_be_the_only_worker,
     turn_of,
     wait_for,
@@ -129,7 +130,7 @@ class Source:
 
     # --- read in a DataLoader's workers -----------------------------------------------------
 
-    def open_in_worker(self, start: Start, handout: Handout) -> Iterator[Any]:
+    def open_in_worker(self, start: Start, handout: Handout) -> Part:
         """A worker's part of the items from ``start`` on. ``handout`` is for it and its fellows.
 
         Call it when the DataLoader has asked for the first item. Raises SourceError like ``open``,
@@ -146,14 +147,14 @@ class Source:
         if info.id == 0:
             handout.tell_order(self._draw(start) if turn is not None else Order())
         what = "the epoch's order, which the first one draws"
-        lists = wait_for(handout.order, what, handout.parent).lists
+        lists = wait_for(handout.order, what, handout).lists
         if lists is None or turn is None:
-            return self._open_alone(start) if info.id == 0 else iter(())
+            items = self._open_alone(start) if info.id == 0 else iter(())
+            return Part(items, itertools.count(start.skip), among=1)
         produce = self._produce()
-        numbers = (start.skip + position for position in turn.positions())
-        return (
-            produce(lists[number]) for number in itertools.takewhile(len(lists).__gt__, numbers)
-        )
+        numbers = itertools.takewhile(len(lists).__gt__, turn.positions(start.skip))
+        items = (produce(lists[number]) for number in numbers)
+        return Part(items, turn.positions(start.skip), info.num_workers)
 
     def _draw(self, start: Start) -> Order:
         try:

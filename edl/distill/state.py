@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field, fields
-from numbers import Real
 from typing import Any, Generic, Optional, TypeVar
 
+from edl._checks import check_positive
 from edl.errors import ConfigError
 
 #: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
@@ -52,7 +51,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            check_number(f"Limits.{item.name}", getattr(self, item.name))
+            check_positive(f"Limits.{item.name}", getattr(self, item.name), least=0)
         for less, more in (
             ("min_window", "max_window"),
             ("min_timeout", "max_timeout"),
@@ -66,13 +65,6 @@ class Limits:
                 raise ConfigError(f"Limits.{name} must be at least 1")
         if not self.max_timeout:
             raise ConfigError("Limits.max_timeout must be above 0: no teacher answers in no time")
-
-
-def check_number(name: str, value: Any, least: float = 0.0) -> None:
-    """Raises ConfigError unless ``value`` is a finite number of at least ``least``."""
-    number = isinstance(value, Real) and not isinstance(value, bool)  # numpy's too
-    if not number or not math.isfinite(value) or value < least:
-        raise ConfigError(f"{name} must be a finite number of at least {least:g}, not {value!r}")
 
 
 @dataclass

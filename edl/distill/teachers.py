@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Callable, Protocol, Union
 
 from edl._endpoints import parse_endpoint, parse_etcd_endpoints, split_endpoints
+from edl.discovery import CLOSE_WITHIN
 from edl.discovery.keys import service_prefix
 from edl.discovery.records import StudentRecord
 from edl.errors import ConfigError
@@ -17,8 +18,6 @@ from edl.serving.client.entry import PROTOCOLS, Entry
 Found = Mapping[str, str]
 OnFound = Callable[[Found], None]
 OnAssigned = Callable[[frozenset[str]], None]
-
-_CLOSE_WITHIN = 1.0
 
 
 class Place(Protocol):
@@ -104,9 +103,9 @@ class _Registered:
 
     def close(self) -> None:
         """See Place."""
-        deadline = time.monotonic() + _CLOSE_WITHIN
+        deadline = time.monotonic() + CLOSE_WITHIN
         self._membership.stop()
-        self._participation.close(_CLOSE_WITHIN)
+        self._participation.close(CLOSE_WITHIN)
         self._membership.close(deadline - time.monotonic())
         self._etcd.close()
 

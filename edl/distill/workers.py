@@ -2,18 +2,24 @@
 
 A DataLoader starts a new set of workers for each epoch. It asks them for one group of items after
 the other, in turn, and hands the groups out in the order in which it has asked. Workers inherit
-where to begin; what only the first of them can know, it tells the others in a :class:`Handout`.
+where to begin; what only one of them can know, it tells in a :class:`Handout`. One that fails does
+not raise, which would end the DataLoader with words of its own: it tells at which position, and
+ends. The student raises its error there.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import logging
+import operator
 import os
+import pickle
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -68,10 +74,10 @@ class Turn:
     size: int
     step: int
 
-    def positions(self) -> Iterator[int]:
-        """Of its items, without an end."""
+    def positions(self, skip: int) -> Iterator[int]:
+        """Of its items in the epoch, of which ``skip`` are not read, without an end."""
         for block in itertools.count(self.first, self.step):
-            yield from range(block * self.size, (block + 1) * self.size)
+            yield from range(skip + block * self.size, skip + (block + 1) * self.size)
 
 
 def turn_of(info: Any) -> Optional[Turn]:
@@ -88,6 +94,22 @@ def turn_of(info: Any) -> Optional[Turn]:
     if not isinstance(number, int) or not isinstance(asked, (list, tuple)) or not asked:
         return None
     return Turn(number, len(asked), info.num_workers)
+
+
+def share_of(limit: Optional[int], number: int, among: int) -> Optional[int]:
+    """One worker's share of a limit that holds for all together; at least one."""
+    return None if limit is None else max(1, limit // among + (number < limit % among))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one worker reads of an epoch: items, and the position in the epoch of each. ``among``:
+    how many workers have such a part.
+    """
+
+    items: Iterator[Any]
+    positions: Iterator[int]
+    among: int
 
 
 class IndexLists:
@@ -131,14 +153,33 @@ class Order:
 
 
 class Handout:
-    """What the first of an iteration's workers tells the others, and the process that they were
-    forked from: the order of the epoch, and the models that label it. ``parent``: that process.
+    """What an iteration's workers tell each other, and the process that they were forked from: the
+    first one says the order of the epoch, and the models that label it; any may say that it has
+    failed. ``parent``: that process.
     """
 
     def __init__(self) -> None:
         self.parent = os.getpid()
-        self._order = _Note("edl-order")
-        self._models = _Note("edl-models")
+        self._order = _Notes("edl-order")
+        self._models = _Notes("edl-models")
+        self._failures = _Notes("edl-failures")
+
+    def tell_failure(self, position: int, error: Exception) -> None:
+        """For any worker: it can give no item from ``position`` of the epoch on, because of the
+        error that it is handling.
+        """
+        words = f"in a worker of the DataLoader:\n{traceback.format_exc()}"
+        self._failures.append(pickle.dumps((position, _as_bytes(error), words)))
+
+    def failure(self) -> Optional[tuple[int, Exception]]:
+        """The first position of the epoch that some worker cannot give, and the error to raise."""
+        told = [pickle.loads(text) for text in self._failures.read()]
+        if not told:
+            return None
+        position, error_as_bytes, words = min(told, key=operator.itemgetter(0))
+        error = pickle.loads(error_as_bytes)
+        error.__cause__ = ReaderError(words)
+        return position, error
 
     def tell_order(self, order: Order) -> None:
         """For the first worker."""
@@ -146,18 +187,18 @@ class Handout:
         sizes = None if lists is None else [len(lists.ends), len(lists.indices)]
         head = json.dumps({"sizes": sizes, "drawn": order.drawn}).encode() + b"\n"
         arrays = [] if lists is None else [lists.ends.tobytes(), lists.indices.tobytes()]
-        self._order.write(b"".join([head, *arrays]))
+        self._order.append(b"".join([head, *arrays]))
 
     def tell_models(self, models: Sequence[str]) -> None:
         """For the first worker."""
-        self._models.write(json.dumps(list(models)).encode())
+        self._models.append(json.dumps(list(models)).encode())
 
     def order(self) -> Optional[Order]:
         """None while it is not known."""
-        text = self._order.read()
-        if text is None:
+        texts = self._order.read()
+        if not texts:
             return None
-        head, _, body = text.partition(b"\n")
+        head, _, body = texts[0].partition(b"\n")
         said = json.loads(head)
         if said["sizes"] is None:
             return Order()
@@ -167,19 +208,22 @@ class Handout:
 
     def models(self) -> Optional[list[str]]:
         """None while they are not known."""
-        text = self._models.read()
-        return None if text is None else json.loads(text)
+        texts = self._models.read()
+        return json.loads(texts[0]) if texts else None
 
 
-def wait_for(read: Callable[[], Any], what: str, parent: int) -> Any:
+def wait_for(read: Callable[[], Any], what: str, handout: Handout) -> Any:
     """What ``read`` returns, in a worker, once that is something. Says every few seconds for how
-    long that has taken. Raises ReaderError when the ``parent`` process has ended.
+    long that has taken. Raises ReaderError when the process that the workers were forked from has
+    ended, or one of them has failed.
     """
     started = time.monotonic()
     complain_at = started + _COMPLAIN_EVERY
     while (value := read()) is None:
-        if os.getppid() != parent:
+        if os.getppid() != handout.parent:
             raise ReaderError("the DataLoader's process has ended")
+        if handout.failure() is not None:
+            raise ReaderError("another worker of the DataLoader has failed")
         now = time.monotonic()
         if now >= complain_at:
             complain_at = now + _COMPLAIN_EVERY
@@ -188,28 +232,44 @@ def wait_for(read: Callable[[], Any], what: str, parent: int) -> Any:
     return value
 
 
-class _Note:
-    """A text in a file in memory (``memfd``), which a process and those forked from it have
-    together: written once, by one of them.
+def _as_bytes(error: Exception) -> bytes:
+    """An error for another process; its words, if it cannot travel itself."""
+    try:
+        text = pickle.dumps(error)
+        pickle.loads(text)
+    except Exception:
+        text = pickle.dumps(ReaderError(f"{type(error).__name__}: {error}"))
+    return text
+
+
+class _Notes:
+    """Texts in a file in memory (``memfd``), which a process and those forked from it share.
+    Any of them may append one, which is there as a whole or not yet.
     """
 
     def __init__(self, name: str) -> None:
         self._file = os.fdopen(os.memfd_create(name), "r+b", buffering=0)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
 
-    def write(self, text: bytes) -> None:
-        """The length comes last, and with it all that is before it."""
-        written, view = 0, memoryview(text)
-        while written < len(text):  # a system call may write less than it is given
-            written += os.pwrite(self._file.fileno(), view[written:], _LENGTH.size + written)
-        os.pwrite(self._file.fileno(), _LENGTH.pack(len(text)), 0)
+    def append(self, text: bytes) -> None:
+        """One more."""
+        left = memoryview(_LENGTH.pack(len(text)) + text)
+        while left:  # a system call writes 2 GB at most
+            left = left[os.write(self._file.fileno(), left) :]
 
-    def read(self) -> Optional[bytes]:
-        """None while nothing has been written."""
-        head = os.pread(self._file.fileno(), _LENGTH.size, 0)
-        if len(head) < _LENGTH.size or not any(head):
-            return None
-        (length,) = _LENGTH.unpack(head)
-        text = bytearray()
-        while len(text) < length:
-            text += os.pread(self._file.fileno(), length - len(text), _LENGTH.size + len(text))
-        return bytes(text)
+    def read(self) -> list[bytes]:
+        """All that are there."""
+        everything, texts = self._everything(), []
+        while len(everything) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(everything)[0]
+            if len(everything) < end:
+                break
+            texts.append(bytes(everything[_LENGTH.size : end]))
+            everything = everything[end:]
+        return texts
+
+    def _everything(self) -> memoryview:
+        found = bytearray()
+        while part := os.pread(self._file.fileno(), 1 << 30, len(found)):
+            found += part
+        return memoryview(found)

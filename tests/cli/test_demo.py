@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from edl.demos import digits
+from edl.errors import EdlError, MissingDependencyError
 from tests.support.processes import ROOT, alive
 
 pytestmark = pytest.mark.slow
@@ -82,3 +85,29 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path, signum):
     assert "Traceback" not in rest
     assert [pid for pid in processes if alive(pid)] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_scikit_learn_the_demo_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingDependencyError, match="pip install scikit-learn"):
+        digits.load_digits()
+
+
+def test_a_teacher_that_does_not_come_up_is_quoted(tmp_path):
+    with digits.TeacherHost(tmp_path / "no model", "127.0.0.1:1", tmp_path) as host:
+        with pytest.raises(EdlError, match="did not come up:\nedl: no inference model"):
+            host.start().wait_until_ready()
+
+
+def test_a_teacher_that_is_frozen_is_ended_with_the_demo(tmp_path, paddle_model, etcd_server):
+    with digits.TeacherHost(paddle_model, etcd_server.endpoint, tmp_path) as host:
+        frozen = host.start()
+        frozen.wait_until_ready()
+        os.kill(frozen.process.pid, signal.SIGSTOP)
+    assert frozen.process.returncode == -signal.SIGKILL
+
+
+def test_a_batch_that_is_missing_is_an_error():
+    stats = {"batches": 99, "tasks_sent": 100, "resent": 0, "lost_teachers": 0}
+    with pytest.raises(EdlError, match="99 batches were seen, 100 were expected"):
+        digits._print_delivery(Console(quiet=True), 100, stats)

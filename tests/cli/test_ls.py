@@ -1,7 +1,10 @@
 """``edl ls`` and ``edl balancer``."""
 
+import contextlib
 import io
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from rich.console import Console
 from edl.cli.ls import describe, tables
 from edl.discovery import Etcd, Participation, Registration, StudentRecord
 from edl.discovery.embedded import free_port
+from edl.discovery.keys import NODES, RATES
 from tests.support.processes import ROOT, edl, eventually
 
 
@@ -114,6 +118,37 @@ def test_ls_watch_redraws_until_it_is_interrupted(etcd_server, populated):
     process.send_signal(signal.SIGTERM)
     process.wait(10)
     process.stdout.close()
+
+
+def test_a_terminal_is_redrawn_until_ctrl_c(etcd_server, etcd, service):
+    first = Registration(etcd, service, "10.0.0.3:9000", "{}")
+    second = Registration(etcd, service, "10.0.0.4:9000", "{}")
+    command = [sys.executable, "-m", "edl.cli.main", "ls", "--etcd", etcd_server.endpoint]
+    screen, terminal = pty.openpty()
+    first.start()
+    with subprocess.Popen(
+        [*command, "--watch", "--service", service], cwd=ROOT, stdout=terminal
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while b"10.0.0.3:9000" not in shown:
+            shown += os.read(screen, 1 << 16)
+        second.start()
+        while b"10.0.0.4:9000" not in shown:
+            shown += os.read(screen, 1 << 16)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the end of the terminal
+            while os.read(screen, 1 << 16):
+                pass
+        assert process.wait(20) == 0
+    os.close(screen)
+    first.stop()
+    second.stop()
+
+
+def test_a_rate_that_was_measured_replaces_the_declared_one():
+    entries = {f"{NODES}h:1": '{"rate": 5}', f"{RATES}h:1": '{"rate": 7}', f"{RATES}gone:1": "x"}
+    assert describe(entries)["teachers"] == {"h:1": {"rate": 7}}
 
 
 def test_a_balancer_of_its_own_serves_demand_and_supply_for_autoscalers(etcd_server, etcd, service):

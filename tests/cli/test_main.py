@@ -1,5 +1,6 @@
 """The command line: quick, light, and clear."""
 
+import os
 import subprocess
 import sys
 
@@ -61,3 +62,17 @@ def test_edls_own_errors_are_one_line():
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("edl: ")
+
+
+def test_a_shell_completes_the_commands():
+    code = "import sys, edl.cli.main as m; sys.argv = ['edl']; m.edl(prog_name='edl')"
+    words = {"_EDL_COMPLETE": "bash_complete", "COMP_WORDS": "edl te", "COMP_CWORD": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **words},
+        check=False,
+    )
+    assert result.stdout == "plain,teacher\n"

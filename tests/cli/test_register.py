@@ -1,9 +1,12 @@
 """``edl register`` with real servers, a real etcd, and real signals."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,10 +14,15 @@ import pytest
 
 from edl.cli.register import _can_be_probed, _entry
 from edl.discovery import Registration, list_nodes
+from edl.discovery.embedded import free_port
 from edl.distill import DistillReader
 from edl.serving import TeacherClient, TensorSpec
 from edl.serving.client.entry import Entry
 from edl.serving.model.prototxt import ModelConfig, Variable, write_config
+from edl.serving.wire import frame
+from tests.distill.test_bad_teachers import respond
+from tests.serving.client.test_teacher import receive
+from tests.support.predictors import Sums
 from tests.support.processes import ROOT, Registrar, Teacher, edl, eventually, python_teacher
 
 
@@ -25,6 +33,12 @@ def where(etcd_server, service):
 
 def nodes(etcd, service):
     return list_nodes(etcd, service)[0]
+
+
+def registering(*arguments):
+    """``edl register``, whose words can be read."""
+    command = [sys.executable, "-m", "edl.cli.main", "register", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 FAST = ("--interval", 0.1, "--timeout", 1)
@@ -88,6 +102,42 @@ def test_a_server_whose_conf_is_known_is_probed_unless_told_otherwise(
             eventually(lambda: nodes(etcd, service))
 
 
+def test_a_server_that_cannot_be_probed_is_taken_at_its_word(where, etcd, service, tmp_path):
+    conf = tmp_path / "conf.prototxt"
+    model = ModelConfig(
+        (Variable("img", "img", TensorSpec((-1, 4), "float32")),),
+        (Variable("prob", "prob", TensorSpec((2,), "float32")),),
+    )
+    write_config(conf, model)
+    with python_teacher("Hollow") as teacher:
+        named = ("--server", teacher.endpoint, "--conf", conf, *FAST)
+        with registering(*where, *named) as process:
+            assert "cannot probe: feed 'img' has no fixed size" in process.stderr.readline()
+            eventually(lambda: nodes(etcd, service))
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+def test_a_server_that_is_gone_again_is_registered_as_it_was_described(where, etcd, service):
+    """It is healthy once; nobody is there when it is asked what it serves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    def answer_once():
+        conn, _ = listener.accept()
+        listener.close()
+        with conn:
+            body_size, meta_size = frame.parse_header(receive(conn, frame.HEADER_SIZE))
+            meta, _ = frame.parse_body(memoryview(receive(conn, body_size)), meta_size)
+            respond(conn, meta, [Sums.description.to_json().encode()])
+
+    threading.Thread(target=answer_once, daemon=True).start()
+    patient = ("--interval", 0.1, "--failures", 10**6)
+    with Registrar(*where, "--server", endpoint, *patient):
+        eventually(lambda: nodes(etcd, service))
+        assert "feeds" not in json.loads(nodes(etcd, service)[endpoint])
+
+
 def test_a_server_is_known_for_the_model_in_its_directory(where, etcd, service, paddle_model):
     """An entry says the same fingerprint as an edl teacher of that model."""
     with Teacher("--model", paddle_model) as teacher:
@@ -112,10 +162,20 @@ def test_an_entry_of_another_registrar_is_left_alone_and_taken_over_when_it_is_g
             eventually(lambda: "protocol" in nodes(etcd, service).get(teacher.endpoint, ""))
         other = Registration(etcd, service, teacher.endpoint, "the other's", ttl=2)
         other.start()
-        with Registrar(*where, "--server", teacher.endpoint, *FAST):
+        with registering(*where, "--server", teacher.endpoint, *FAST) as process:
+            assert "is healthy" in process.stderr.readline()
             time.sleep(0.5)
+            process.terminate()
+            assert process.wait(20) == 0
         assert nodes(etcd, service) == {teacher.endpoint: "the other's"}, "still"
         other.stop()
+
+
+def test_it_says_what_it_waits_for(where):
+    with registering(*where, "--server", f"127.0.0.1:{free_port()}") as process:
+        assert re.search(r"waiting for 127.*cannot connect", process.stderr.readline())
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_a_registrar_that_is_killed_leaves_the_registry_with_its_lease(where, etcd, service):
@@ -171,10 +231,14 @@ def test_entries_of_any_origin_are_understood(value, protocol):
     [
         (["--server", "nonsense"], "'nonsense' is not host:port"),
         (["--server", "a:1", "--conf", "/no/such"], "/no/such"),
+        (["--server", "a:1", "--model", "BARE"], "has no serving_server_conf.prototxt; edl export"),
         (["--server", "a:1", "--conf", __file__], "is not a Paddle Serving configuration"),
     ],
 )
-def test_what_cannot_be_registered_is_refused(where, arguments, complaint):
+def test_what_cannot_be_registered_is_refused(where, arguments, complaint, tmp_path):
+    for name in ("bare.pdmodel", "bare.pdiparams"):
+        (tmp_path / name).touch()
+    arguments = [str(tmp_path) if item == "BARE" else item for item in arguments]
     result = edl("register", *where, *arguments)
     assert result.returncode != 0
     assert complaint in result.stderr

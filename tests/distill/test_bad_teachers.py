@@ -33,9 +33,9 @@ def respond(conn, meta, payload, code=0, text=""):
 class BadTeacher:
     """Describes itself like Sums; a request is left to ``misbehave(conn, meta, feeds)``."""
 
-    def __init__(self, misbehave):
+    def __init__(self, misbehave, listener=None):
         self._misbehave = misbehave
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests = 0
         threading.Thread(target=self._accept, daemon=True).start()

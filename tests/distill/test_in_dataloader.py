@@ -1,7 +1,9 @@
 """The reader inside a DataLoader with workers: exactly once, in the source's order, every epoch."""
 
 import faulthandler
+import gc
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +16,14 @@ import pytest
 from edl.discovery import Registration
 from edl.discovery.keys import STUDENTS, service_prefix
 from edl.discovery.watch import list_prefix
-from edl.errors import ReaderError
+from edl.distill import DistillReader
+from edl.errors import ReaderError, SourceError
 from tests.distill.test_sources import (
     ALL,
     COUNT,
     ROWS,
     Numbers,
+    Seekable,
     Stream,
     batch,
     batches,
@@ -128,11 +132,130 @@ def test_batches_that_the_dataloader_collates_stay_in_order(sums_teacher, size):
         assert labels(outer) == EVERYTHING
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_iterator_is_refused(sums_teacher):
-    """The worker's own words go to standard error; the DataLoader raises Paddle's."""
-    with make(sums_teacher, batches()) as reader, pytest.raises(SystemError):
-        firsts(around(reader, 1))
+def test_the_dataloaders_own_settings_stay(sums_teacher):
+    with make(sums_teacher, list(batches())) as reader:
+        outer = around(reader, 1, persistent_workers=True)
+        assert firsts(outer) == ALL
+        assert outer._persistent_workers
+
+
+class Collecting(Numbers):
+    """Collects garbage in the worker."""
+
+    def __getitem__(self, index):
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def test_garbage_of_the_student_does_not_hold_up_the_next_workers(sums_teacher):
+    source = paddle.io.DataLoader(Collecting(8), batch_size=ROWS)
+    gc.disable()
+    try:
+        with make(sums_teacher, source) as reader:
+            for _ in range(3):
+                iteration = iter(around(reader, 2))
+                next(iteration)
+                garbage = [iteration]
+                garbage.append(garbage)
+                del iteration, garbage
+            assert firsts(around(reader, 2)) == [0, 1]
+    finally:
+        gc.enable()
+
+
+# --- errors in workers --------------------------------------------------------------------------
+
+
+def read_until_it_fails(outer):
+    """The batches before the error, and the error."""
+    seen = []
+    try:
+        for slots in outer:
+            seen.append(int(np.asarray(slots[1]).reshape(-1)[0]) // ROWS)
+    except Exception as error:
+        return seen, error
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_iterator_is_refused_with_the_remedy(sums_teacher, workers):
+    with make(sums_teacher, batches()) as reader:
+        seen, error = read_until_it_fails(around(reader, workers))
+    assert isinstance(error, SourceError)
+    assert "cannot share it; pass what makes it" in str(error)
+    assert seen == []
+
+
+class Corrupt(Numbers):
+    """One sample cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 11 * ROWS + 1:
+            raise KeyError("corrupt record")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_a_source_raises_in_a_worker_is_raised_at_its_place_in_the_order(
+    sums_teacher, workers, size
+):
+    source = paddle.io.DataLoader(Corrupt(), batch_size=ROWS)
+    with make(sums_teacher, source) as reader:
+        outer = paddle.io.DataLoader(reader, batch_size=size, num_workers=workers)
+        seen, error = read_until_it_fails(outer)
+        assert position(reader) == (0, len(seen) * (size or 1))
+    assert seen == (list(range(11)) if size is None else list(range(0, 10, 2)))
+    assert isinstance(error, KeyError)
+    assert error.args == ("corrupt record",)
+    assert "in __getitem__" in str(error.__cause__), "where it was raised, in the worker"
+
+
+class Unspeakable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def test_the_same_of_a_source_that_one_worker_reads_and_an_error_that_cannot_travel(sums_teacher):
+    def source():
+        yield from itertools.islice(batches(), 5)
+        raise Unspeakable("this", "that")
+
+    with make(sums_teacher, source) as reader:
+        seen, error = read_until_it_fails(around(reader, 2))
+    assert seen == list(range(5))
+    assert isinstance(error, ReaderError)
+    assert str(error) == "Unspeakable: this and that"
+
+
+def test_rows_that_teachers_refuse_are_named_by_the_student(sums_teacher):
+    source = [*itertools.islice(batches(), 4), (np.ones((2, 2), "c8"), np.zeros(2)), batch(5)]
+    with make(sums_teacher, source) as reader:
+        seen, error = read_until_it_fails(around(reader, 2))
+    assert seen == list(range(4))
+    assert isinstance(error, SourceError)
+    assert "complex64" in str(error)
+
+
+def test_a_reader_that_no_teacher_fits_says_so_whatever_its_worker(sums_teacher):
+    reader = DistillReader(["image"], ["prob"], list(batches()), sums_teacher.endpoint)
+    with reader:
+        seen, error = read_until_it_fails(around(reader, 2))
+    assert isinstance(error, ReaderError)
+    assert "'img' is missing from ins" in str(error)
+    assert seen == []
+
+
+def test_an_order_that_cannot_be_drawn_is_an_error_for_all_workers(sums_teacher):
+    class Fails(paddle.io.BatchSampler):
+        def __iter__(self):
+            raise OSError("the index is gone")
+
+    source = paddle.io.DataLoader(Numbers(), batch_sampler=Fails(Numbers(), batch_size=ROWS))
+    with make(sums_teacher, source) as reader:
+        seen, error = read_until_it_fails(around(reader, 3))
+    assert isinstance(error, OSError)
+    assert seen == []
 
 
 # --- leaving and resuming -----------------------------------------------------------------------
@@ -262,6 +385,28 @@ def test_a_second_iteration_ends_the_first_with_an_error(sums_teacher):
         assert len(list(second)) == COUNT - 1
 
 
+def test_a_seekable_sources_state_is_resumed_by_a_worker_and_given_back(sums_teacher):
+    def resumed(state):
+        reader = make(sums_teacher, Seekable())
+        reader.load_state_dict(json.loads(json.dumps(state)))
+        return reader
+
+    with make(sums_teacher, Seekable()) as reader:
+        first = firsts(itertools.islice(reader, 6))
+        state = reader.state_dict()
+    assert state["source"] == {"next": 6}
+    with resumed(state) as reader:
+        first += firsts(itertools.islice(around(reader, 2), 7))
+        state = reader.state_dict()
+    with resumed(state) as reader:
+        first += firsts(itertools.islice(around(reader, 2), 3))
+        state = reader.state_dict()
+    with resumed(state) as reader:
+        assert first + firsts(reader) == ALL
+        assert firsts(around(reader, 2)) == ALL
+        assert reader.epoch == 2
+
+
 # --- neighbours ---------------------------------------------------------------------------------
 
 
@@ -344,6 +489,26 @@ def test_workers_are_the_only_students_after_an_epoch_without_them(where, etcd, 
     with Student(where, program) as student:
         student.wait_for_pause()
         eventually(lambda: len(students(etcd, service)) == 2)
+        student.go_on()
+        assert student.process.wait(20) == 0
+
+
+def test_workers_divide_the_limit_of_teachers(where, etcd, service):
+    program = """
+        reader.set_require_max_teacher(5)
+        outer = iter(around(reader, 2))
+        next(outer)
+        pause()
+        assert len(list(outer)) == COUNT - 1
+    """
+    with Student(where, program) as student:
+        student.wait_for_pause()
+
+        def limits():
+            found = students(etcd, service).values()
+            return sorted(json.loads(text)["max_teachers"] for text in found)
+
+        eventually(lambda: limits() == [2, 3])
         student.go_on()
         assert student.process.wait(20) == 0
 

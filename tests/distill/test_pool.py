@@ -1,12 +1,14 @@
 """Teachers without a source: rows go in, labels come out in order."""
 
+import json
 import threading
 
 import numpy as np
 
 from edl.distill.batches import ArrayBatch
 from edl.distill.link import Wants
-from edl.distill.pool import Pool, PoolConfig
+from edl.distill.pool import Pool
+from edl.distill.settings import PoolConfig
 from edl.distill.teachers import fixed_teachers
 from edl.distill.trace import Trace
 
@@ -60,7 +62,7 @@ def test_the_trace_is_written_outside_the_lock(sums_teacher, tmp_path):
     threads = threading.local()
     trace = Watched(tmp_path / "trace.json")
     pool = pool_of(sums_teacher, trace)
-    pool._lock = _Marked(pool._lock, threads)
+    pool._exchange._lock = _Marked(pool._exchange._lock, threads)
     stream = pool.open()
     for number in range(5):
         stream.put(batch(number))
@@ -71,6 +73,15 @@ def test_the_trace_is_written_outside_the_lock(sums_teacher, tmp_path):
     trace.close()
     assert held
     assert not any(held)
+
+
+def test_what_happens_after_the_end_is_not_in_the_trace(tmp_path):
+    trace = Trace(tmp_path / "trace.json")
+    trace.span("student", "wait", 0.0, 1.0)
+    trace.close()
+    trace.span("student", "an answer that comes late", 1.0, 2.0)
+    events = json.loads((tmp_path / "trace.json").read_text())
+    assert [event["name"] for event in events] == ["thread_name", "wait"]
 
 
 class _Marked:

@@ -59,6 +59,47 @@ def test_fixed_teachers_are_all_used_whatever_the_most_is_said_to_be():
         eventually(lambda: len(reader.stats()["teachers"]) == 2)
 
 
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({}, "but PADDLE_DISTILL_SERVICE_NAME is not"),
+        ({"SERVICE_NAME": "s", "MAX_TEACHER": "0"}, "MAX_TEACHER is '0', not a positive number"),
+        ({"SERVICE_NAME": "s", "MAX_TEACHER": "two"}, "MAX_TEACHER is 'two'"),
+    ],
+)
+def test_an_environment_that_says_half_is_refused(variables, complaint, monkeypatch):
+    monkeypatch.setenv("PADDLE_DISTILL_BALANCE_SERVER", "127.0.0.1:2379")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"PADDLE_DISTILL_{name}", value)
+    with pytest.raises(ConfigError, match=complaint):
+        next(iter(DistillReader(["img"], ["prob"], source=lambda: images(1))))
+
+
+@pytest.mark.parametrize(
+    ("teachers", "complaint"),
+    [
+        ("smoke://h:1", "smoke:// is not one of baidu_std://, pipeline://"),
+        ("h", "teacher: .*'h'"),
+        ([], "the list of teachers is empty"),
+    ],
+)
+def test_teachers_that_are_none_are_refused(teachers, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        DistillReader(["img"], ["prob"]).set_fixed_teacher(teachers)
+
+
+@pytest.mark.parametrize(("servers", "name"), [([], "s"), ("h:1", "")])
+def test_a_service_without_a_place_or_a_name_is_refused(servers, name):
+    with pytest.raises(ConfigError, match="needs etcd endpoints and a service name"):
+        DistillReader(["img"], ["prob"]).set_dynamic_teacher(servers, name)
+
+
+def test_teachers_of_several_models_are_for_the_constructor():
+    reader = DistillReader(["img"], ["prob"], teachers={"a": "h:1", "b": "h:2"})
+    with pytest.raises(ConfigError, match="pass their teachers to the constructor"):
+        reader.set_fixed_teacher("h:3")
+
+
 CONF = """
 feed_var { name: "img" alias_name: "img" is_lod_tensor: false feed_type: 1 shape: 3 }
 fetch_var { name: "prob" alias_name: "prob" is_lod_tensor: false fetch_type: 1 shape: 2 }

@@ -1,0 +1,451 @@
+"""Where batches meet teachers: what a source and a student, links and a registry do to each other.
+
+One lock guards the state, which is two pure machines: ``dispatch`` (which task goes where) and
+``roster`` (which teachers are held). Threads report what happened under the lock, and do what
+follows from it (connections to open and to end, lines for the log and the trace) after they have
+left it. Who may have something to do next is woken in one place, ``_wake``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Union
+
+from edl.discovery.records import StudentRecord
+from edl.distill.demand import Demand
+from edl.distill.dispatch import Dispatch
+from edl.distill.link import Answer, Instead, TeacherLink, Work
+from edl.distill.plan import Plan
+from edl.distill.roster import Roster
+from edl.distill.settings import PoolConfig
+from edl.distill.state import Finished, Task
+from edl.distill.stream import Batch, Stream
+from edl.distill.teachers import Found, declared_model
+from edl.distill.trace import Trace
+from edl.distill.waiting import News, Wait
+from edl.errors import (
+    AccessDenied,
+    ReaderError,
+    RequestRefused,
+    TeacherConnectionLost,
+    TeacherFailed,
+    TeacherProtocolError,
+    TeacherTimeout,
+    TeacherUnavailable,
+)
+from edl.serving.client.entry import Client
+
+logger = logging.getLogger(__name__)
+
+#: Answers that say that the connection is of no more use.
+_LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDenied)
+
+#: Seconds without a stream after which a shared service's teachers are left to others.
+_REST_AFTER = 10.0
+
+#: Seconds after which an idle teacher that is sent nothing is asked again what it serves.
+_ASK_AGAIN_EVERY = 1.0
+
+_TICK, _IDLE_TICK = 0.05, 0.5
+_OVERSLEPT = 0.25
+
+#: What is to be done without the lock.
+Io = list[Callable[[], None]]
+
+
+@dataclass(eq=False)
+class _Seat:
+    """What is known of one link: its connection and plan, while there is one."""
+
+    link: TeacherLink
+    turn: threading.Condition
+    client: Optional[Client] = None
+    plan: Optional[Plan] = None
+
+
+class Exchange:
+    """The state of a pool. ``reader``: the name by which the registry knows it."""
+
+    def __init__(self, config: PoolConfig, reader: str, trace: Optional[Trace]) -> None:
+        self._config = config
+        self._trace = trace
+        self._lock = threading.Lock()
+        self._student = threading.Condition(self._lock)
+        self._source = threading.Condition(self._lock)
+        self._dispatch: Dispatch[Batch] = Dispatch(config.limits)
+        self._roster = Roster(reader, config.max_teachers, config.teachers.balanced)
+        self._seats: dict[str, _Seat] = {}
+        self._idle: dict[str, _Seat] = {}
+        self._entries: Found = {}
+        self._declared: dict[str, str] = {}  # the models that the entries declare
+        self._stream: Optional[Stream] = None
+        self._all_read = False  # the stream's source has come to its end
+        self._closed = False
+        self._rest_at = time.monotonic() + _REST_AFTER
+        self._judged_at = time.monotonic()
+        self._student_waited = 0.0
+        self._demand = Demand()
+        self._news = News()
+
+    def close(self) -> bool:
+        """End the stream and every connection; false if that was done before."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._closed = True
+            seats, self._seats = list(self._seats.values()), {}
+            self._forget_stream()
+            self._source.notify_all()
+            for seat in seats:
+                seat.turn.notify_all()
+        for seat in seats:
+            seat.link.stop()
+        return True
+
+    # --- a stream's two ends ----------------------------------------------------------------
+
+    def open(self, stream: Stream, model: str) -> StudentRecord:
+        """Let ``stream`` be the one whose batches are here, in place of the one before. ``model``:
+        the fingerprint of the only model that may label them. Returns what others should know.
+        """
+        with self._lock:
+            self._forget_stream()
+            self._stream, self._all_read = stream, False
+            self._roster.resting = False
+            if model:
+                self._roster.keep_to(model)
+            record = self._record(time.monotonic())
+            io = self._follow()
+        _do(io)
+        return record
+
+    def wait_until_wanted(self, stream: Stream) -> bool:
+        """See Stream."""
+        with self._lock:
+            while self._is_current(stream) and not self._dispatch.wants_input():
+                self._source.wait(1.0)
+            return self._is_current(stream)
+
+    def put(self, stream: Stream, batch: Batch) -> bool:
+        """See Stream."""
+        with self._lock:
+            if not self._is_current(stream):
+                return False
+            self._dispatch.add(batch, batch.rows, batch.nbytes, self._config.task_rows)
+            self._wake()
+            return True
+
+    def end(self, stream: Stream, error: Optional[BaseException]) -> None:
+        """See Stream."""
+        with self._lock:
+            if not self._is_current(stream):
+                return
+            if error is not None:
+                self._dispatch.add_error(error)
+            self._all_read = True
+            self._wake()
+            self._student.notify_all()
+
+    def take(self, stream: Stream) -> Optional[Finished[Batch]]:
+        """See Stream."""
+        wait = Wait(self._config.teachers, self._config.no_teacher_timeout, time.monotonic())
+        while True:
+            with self._lock:
+                if self._dispatch.ready and self._is_current(stream):
+                    finished = self._dispatch.take()
+                    self._wake()
+                    ready = self._dispatch.ready_batches
+                    break
+                if not self._is_current(stream):
+                    raise ReaderError("the reader was closed, or left, while it was being iterated")
+                if self._all_read and not self._dispatch.pending:
+                    return None
+                now = time.monotonic()
+                complaint = wait.complaint(self._dispatch, self._roster, now)
+                if not complaint:
+                    self._student.wait(0.5)
+            if complaint:
+                words = "the student has waited %.0f s for its next batch: %s"
+                logger.warning(words, now - wait.since, complaint)
+        self._note_wait(wait.since, ready)
+        return finished
+
+    def _note_wait(self, since: float, ready: int) -> None:
+        now = time.monotonic()
+        self._student_waited += now - since
+        if self._trace is not None:
+            self._trace.span("student", "wait", since, now)
+            self._trace.counter("batches ready", now, batches=ready)
+
+    def _is_current(self, stream: Stream) -> bool:
+        return stream is self._stream and not stream.left and not self._closed
+
+    def _forget_stream(self) -> None:
+        """Forget the batches of the stream, if there is one. With the lock."""
+        if self._stream is None:
+            return
+        self._stream = None
+        self._rest_at = time.monotonic() + _REST_AFTER
+        self._roster.bound = False
+        self._dispatch.clear()
+        self._source.notify_all()
+        self._student.notify_all()
+
+    # --- sight ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model in use; empty while that is not decided."""
+        with self._lock:
+            return self._roster.model
+
+    def stats(self) -> dict[str, Any]:
+        """See DistillReader.stats."""
+        with self._lock:
+            return {
+                **self._dispatch.stats(time.monotonic()),
+                "want": self._demand.want,
+                "student_waited": self._student_waited,
+                "models": list(self._roster.models),
+                "unusable": self._roster.problems(),
+            }
+
+    def record(self) -> StudentRecord:
+        """What others should know: how many teachers would suit, and which are seen how fast."""
+        with self._lock:
+            now, dispatch = time.monotonic(), self._dispatch
+            if dispatch.pending:
+                self._demand.update(
+                    now, dispatch.counters.rows, low=dispatch.low, high=dispatch.high
+                )
+            return self._record(now)
+
+    def _record(self, now: float) -> StudentRecord:
+        resting = self._roster.resting
+        return StudentRecord(
+            self._config.max_teachers,
+            0.0 if resting else self._demand.want,
+            self._dispatch.rates(),
+            self._roster.avoided(now),
+            0.0 if resting else round(self._demand.rows_per_second, 1),
+        )
+
+    # --- what the registry says -------------------------------------------------------------
+
+    def found(self, found: Found) -> None:
+        """The teachers that there are now."""
+        before = self._entries
+        models = {
+            endpoint: self._declared[endpoint]
+            if before.get(endpoint) == text and endpoint in self._declared
+            else declared_model(text)
+            for endpoint, text in found.items()
+        }
+        with self._lock:
+            self._entries, self._declared = found, models
+            self._roster.found(models)
+            io = self._follow()
+            io += [
+                seat.link.look_again
+                for name, seat in self._seats.items()
+                if name in before and before[name] != found.get(name)
+            ]
+        _do(io)
+
+    def assigned(self, teachers: frozenset[str]) -> None:
+        """The teachers that this student is to use."""
+        with self._lock:
+            self._roster.assigned(teachers)
+            io = self._follow()
+        _do(io)
+
+    def _follow(self) -> Io:
+        """Bring seats and dispatch in line with the roster, with the lock. Returns what is to be
+        done without it.
+        """
+        if self._closed:
+            return []
+        now, roster, dispatch = time.monotonic(), self._roster, self._dispatch
+        changes = roster.step(now)
+        io: Io = [self._seats.pop(name).link.stop for name in changes.end]
+        for name in changes.open:
+            link = TeacherLink(self, name, self._config.wants)
+            self._seats[name] = _Seat(link, threading.Condition(self._lock))
+            io.append(link.start)
+        admitted = roster.admitted
+        for name in dispatch.teachers.keys() - admitted:
+            dispatch.leave(name, "it serves another model", blame=False)
+        for name in admitted - dispatch.teachers.keys():
+            dispatch.join(name, now)
+        for name in admitted:
+            dispatch.retire(name, roster.held[name].retiring)
+            if roster.held[name].retiring:
+                self._seats[name].turn.notify()
+        dispatch.expect(roster.known)
+        self._wake()
+        return io + self._news.of(self._roster)
+
+    # --- what links report (see link.Desk) --------------------------------------------------
+
+    def entry(self, link: TeacherLink) -> str:
+        """See Desk."""
+        with self._lock:
+            return self._entries.get(link.endpoint, "")
+
+    def link_up(self, link: TeacherLink, client: Client, plan: Plan, model: str) -> None:
+        """See Desk."""
+        with self._lock:
+            seat = self._seats.get(link.endpoint)
+            if seat is None or seat.link is not link:
+                return
+            seat.client, seat.plan = client, plan
+            self._roster.connected(link.endpoint, model, time.monotonic())
+            io = self._follow()
+        _do(io)
+        logger.info("teacher %s is connected", link.endpoint)
+
+    def link_down(
+        self, link: TeacherLink, client: Optional[Client], reason: str, unfit: bool = False
+    ) -> None:
+        """See Desk."""
+        name = link.endpoint
+        with self._lock:
+            seat = self._seats.get(name)
+            if seat is None or seat.link is not link or seat.client is not client:
+                return  # known already
+            io = self._lose(seat, reason, unfit)
+        _do(io)
+
+    def _lose(self, seat: _Seat, reason: str, unfit: bool = False) -> Io:
+        """A connection has ended: its tasks go elsewhere. With the lock; returns what is to be done
+        without it.
+        """
+        name, client = seat.link.endpoint, seat.client
+        seat.client = seat.plan = None
+        blame = client is not None and not self._roster.held[name].retiring
+        self._dispatch.leave(name, f"{name}: {reason}", blame)
+        self._roster.lost(name, reason, time.monotonic(), unfit=unfit)
+        seat.turn.notify()
+        io: Io = [] if client is None else [client.close]
+        if name not in self._roster.held:
+            del self._seats[name]
+            io.append(seat.link.stop)
+        io += self._follow()
+        if blame:
+            io.append(lambda: logger.warning("teacher %s is gone: %s", name, reason))
+        return io
+
+    def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
+        """See Desk."""
+        name, ask_at = link.endpoint, time.monotonic() + _ASK_AGAIN_EVERY
+        with self._lock:
+            seat = self._seats.get(name)
+            while seat is not None and seat.client is client:
+                task = self._dispatch.next_task(name, time.monotonic())
+                if task is not None:
+                    batch = self._dispatch.payload(task)
+                    assert batch is not None
+                    return task, batch
+                teacher = self._dispatch.teachers.get(name)
+                if self._roster.held[name].retiring and not (teacher and teacher.in_flight):
+                    return Instead.LEAVE
+                if teacher is None and time.monotonic() >= ask_at:
+                    return Instead.ASK_AGAIN
+                self._idle[name] = seat
+                try:
+                    seat.turn.wait(1.0)
+                finally:
+                    self._idle.pop(name, None)
+                seat = self._seats.get(name)
+            return Instead.LEAVE
+
+    def answered(self, client: Client, task: Task, answer: Answer) -> None:
+        """See Desk."""
+        name, now = client.endpoint, time.monotonic()
+        seat = self._seats.get(name)
+        plan = seat.plan if seat is not None else None
+        problem = ""
+        if isinstance(answer, _LOST):
+            problem = answer.message
+        elif isinstance(answer, dict) and plan is not None:
+            problem = plan.check(answer, task.stop - task.start)
+        elif isinstance(answer, TeacherFailed):
+            logger.warning("%s", answer)
+        if problem:
+            if seat is not None:
+                self.link_down(seat.link, client, problem)
+            return
+        with self._lock:
+            if seat is None or seat.client is not client or seat.plan is not plan:
+                return
+            sent = task.sent_to.get(name, now)
+            if isinstance(answer, dict):
+                nbytes = sum(array.nbytes for array in answer.values())
+                kept = self._dispatch.answered(name, task.id, answer, nbytes, now)
+                self._roster.bound |= kept
+            elif isinstance(answer, RequestRefused):
+                self._dispatch.refused(name, task.id, answer.message, now)
+            elif isinstance(answer, TeacherUnavailable):
+                self._dispatch.unavailable(name, task.id, answer.message, now)
+            else:
+                self._dispatch.failed(name, task.id, answer.message, now)
+            self._wake()
+            if self._roster.held[name].retiring:
+                seat.turn.notify()
+        if self._trace is not None:
+            label = f"batch {task.batch}" if isinstance(answer, dict) else type(answer).__name__
+            self._trace.span(name, label, sent, now, rows=task.stop - task.start, task=task.id)
+
+    def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
+        """See Desk."""
+        with self._lock:
+            self._dispatch.reject(client.endpoint, task.id, error)
+            self._wake()
+
+    # --- time, and waking -------------------------------------------------------------------
+
+    def tick(self, pause: float) -> float:
+        """Decide what is due, ``pause`` seconds after the last time if nothing has kept the
+        interpreter to itself since; seconds until the next time.
+        """
+        io: Io = []
+        with self._lock:
+            now = time.monotonic()
+            overslept, self._judged_at = now - self._judged_at - pause, now
+            if self._stream is not None and self._stream.left:
+                self._forget_stream()
+            if overslept > _OVERSLEPT:
+                self._dispatch.excuse(overslept, now)
+            for name, reason in self._dispatch.overdue(now).items():
+                io += self._lose(self._seats[name], reason)
+            self._dispatch.expire_refusals(now)
+            self._roster.resting = self._stream is None and now >= self._rest_at
+            io += self._follow()
+            pause = _TICK if self._dispatch.pending else _IDLE_TICK
+        _do(io)
+        return pause
+
+    def _wake(self) -> None:
+        """Wake whoever may have something to do now. Called, with the lock, after every change."""
+        dispatch = self._dispatch
+        if dispatch.ready:
+            self._student.notify()
+        if dispatch.wants_input():
+            self._source.notify()
+        if self._idle and dispatch.pending:
+            now = time.monotonic()
+            wanted = dispatch.waiting or int(now >= dispatch.next_hedge())
+            for name in dispatch.preferred(self._idle, now)[:wanted]:
+                self._idle[name].turn.notify()
+
+
+def _do(io: Sequence[Callable[[], None]]) -> None:
+    for action in io:
+        try:
+            action()
+        except Exception:  # such as: no thread can be started; the others are due all the same
+            logger.exception("acting on a change of teachers failed")

@@ -1,0 +1,139 @@
+"""What runs an epoch: the pools of a reader, and the threads that read ahead for them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any, Optional
+
+from edl.discovery import CLOSE_WITHIN
+from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
+from edl.distill.batches import join_parts
+from edl.distill.pool import Pool
+from edl.distill.settings import Model, PoolConfig
+from edl.distill.stream import Batch, Stream
+from edl.distill.trace import Trace
+from edl.errors import ReaderError
+
+
+class Running:
+    """Pools, threads and files of a reader in one process. Holds no reference to the reader.
+
+    Raises from the constructor, with nothing left running, what starting a pool raises.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], configs: Sequence[PoolConfig], trace: Optional[Path]
+    ) -> None:
+        self.pid = os.getpid()
+        self._models = models
+        self._trace = Trace(trace) if trace else None
+        self._pools = [Pool(config, self._trace) for config in configs]
+        self._streams: list[Stream] = []
+        self._reading: list[threading.Thread] = []
+        self._finalizer: Optional[weakref.finalize] = None
+        # Runs at the end of DataLoader's workers too, which leave without atexit's functions.
+        self._at_exit = Finalize(None, self.close, exitpriority=10)
+        try:
+            for pool in self._pools:
+                pool.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def watch(self, owner: object) -> None:
+        """End with ``owner``, however it ends."""
+        self._finalizer = weakref.finalize(owner, self._abandon)
+        self._finalizer.atexit = False
+
+    def begin_iteration(
+        self, batches: Iterator[Batch], keep_to: Sequence[str]
+    ) -> tuple[Iterator[Batch], list[ReadAhead]]:
+        """``batches`` with every model's predictions, and what reads them, for the caller to hold.
+        The models are a chain: the first one's finished batches are the second one's source.
+        Raises ReaderError if one is going on.
+        """
+        self.settle()
+        ahead = []
+        try:
+            for number, (model, pool) in enumerate(zip(self._models, self._pools)):
+                stream = pool.open(keep_to[number] if number < len(keep_to) else "")
+                self._streams.append(stream)
+                ahead.append(ReadAhead(batches, stream, self._trace))
+                self._reading.append(ahead[-1].thread)
+                batches = _predicted(stream, model)
+        except BaseException:  # such as: no thread can be started
+            self.end_iteration()
+            raise
+        return batches, ahead
+
+    def settle(self) -> None:
+        """Wait until the iteration before has let go of its source. Raises ReaderError if it is
+        going on.
+        """
+        if self._streams and not self._streams[0].left:
+            raise ReaderError(
+                "this reader is being iterated already; finish or close that iteration first, or "
+                "make a second DistillReader"
+            )
+        self.end_iteration()
+
+    def leave_iteration(self) -> None:
+        """Signal that nothing more is taken. Takes no lock and waits for nothing."""
+        for stream in self._streams:
+            stream.leave()
+
+    def end_iteration(self) -> None:
+        """Leave the iteration, and wait until its source is left in peace."""
+        self.leave_iteration()
+        for reading in self._reading:  # the source's first: the others wait for it
+            wait_until_left_in_peace(reading)
+        self._streams, self._reading = [], []
+
+    def stats(self) -> dict[str, Any]:
+        """By model."""
+        return {model.name: pool.stats() for model, pool in zip(self._models, self._pools)}
+
+    def models(self) -> list[str]:
+        """The fingerprints in use; empty where none is yet."""
+        return [pool.model for pool in self._pools]
+
+    def _abandon(self) -> None:
+        """The reader is gone. In its finalizer: takes no lock and waits for nothing."""
+        if self.pid == os.getpid():
+            self._pools[0].abandon(self.close)
+
+    def close(self) -> None:
+        """End everything, unless it belongs to the process that this one was forked from."""
+        if self.pid != os.getpid():
+            return
+        self._at_exit.cancel()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self.leave_iteration()
+        for pool in self._pools:
+            pool.stop()
+        deadline = time.monotonic() + CLOSE_WITHIN
+        for pool in self._pools:
+            pool.close(deadline - time.monotonic())
+        if self._trace is not None:
+            self._trace.close()
+
+
+def _predicted(stream: Stream, model: Model) -> Iterator[Batch]:
+    """A stream's batches, each with one model's predictions added."""
+    while (finished := stream.take()) is not None:
+        if finished.error is not None:
+            raise finished.error
+        batch = finished.payload
+        assert batch is not None
+        predictions = join_parts(finished.parts, model.predicts)
+        for name in model.predicts:
+            batch.predictions[model.column(name)] = predictions[name]
+        yield batch
+        del finished, predictions, batch
