@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 #: A room, and the rooms that it may import, besides itself and the small modules in edl itself.
 MAY_IMPORT = {
     "edl.discovery": set(),
+    "edl.elastic": set(),
     "edl.serving.wire": set(),
     "edl.serving.client": {"edl.serving.wire"},
     "edl.serving.model": {"edl.serving.wire"},

@@ -120,28 +120,3 @@ class Samples(paddle.io.Dataset):
 
     def __getitem__(self, index):
         return self.samples[index]
-
-
-class Shares(paddle.io.BatchSampler):
-    """One rank's batches (lists of sample numbers) of a shuffled epoch.
-
-    As with ``DistributedBatchSampler``, all ranks shuffle alike and take a batch each in turn. No
-    sample is repeated to make shares even; the last samples, not a batch for every rank, are left
-    out. And an epoch may begin at any sample: after n steps of all ranks the first
-    n * batch_size * ranks samples have been seen, and the rest can be shared by other ranks.
-    """
-
-    def __init__(self, samples, batch_size, rank, ranks, seed):
-        super().__init__(dataset=range(samples), batch_size=batch_size, drop_last=True)
-        self.samples, self.rank, self.ranks, self.seed = samples, rank, ranks, seed
-        self.epoch, self.first = 0, 0
-
-    def __len__(self):
-        return (self.samples - self.first) // (self.batch_size * self.ranks)
-
-    def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
-        begin = self.first + self.rank * self.batch_size
-        for _ in range(len(self)):
-            yield order[begin : begin + self.batch_size].tolist()
-            begin += self.batch_size * self.ranks

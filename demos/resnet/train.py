@@ -10,11 +10,9 @@ marked with <-- distillation.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
-import checkpoint
 import data
 import models
 import paddle
@@ -24,6 +22,7 @@ from paddle.nn import functional
 
 from edl.distill import DistillReader  # <-- distillation
 from edl.distill.losses import decoupled_distillation, distillation  # <-- distillation
+from edl.elastic import ElasticBatchSampler, ElasticTraining
 
 
 def parse():
@@ -71,8 +70,8 @@ def main():
 
     train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size, args.seed)
     samples = min(args.train_images or len(train_set), len(train_set))
-    shares = data.Shares(samples, args.batch_size, rank, ranks, args.seed)
-    loader = paddle.io.DataLoader(train_set, batch_sampler=shares, num_workers=args.workers)
+    batches = ElasticBatchSampler(range(samples), args.batch_size, seed=args.seed)
+    loader = paddle.io.DataLoader(train_set, batch_sampler=batches, num_workers=args.workers)
     reader = loader
     if args.mode == "service":
         reader = DistillReader(  # <-- distillation: wrap the loader, and batches bring soft labels
@@ -83,16 +82,22 @@ def main():
     student = models.build(args.student, classes)
     teacher = online_teacher(args, classes) if args.mode == "online" else None
     paddle.seed(args.seed + rank)  # again, so that all modes draw the same random numbers
-    schedule, optimizer = make_optimizer(args, student, len(shares), ranks)
+    schedule, optimizer = make_optimizer(args, student, len(batches), ranks)
     scaler = paddle.amp.GradScaler(enable=args.amp and paddle.is_compiled_with_cuda())
     parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    start, seen = resume(args, parts, reader, shares) if args.resume else (0, 0)
+    training = ElasticTraining(
+        args.output / "checkpoints", batches, reader if args.mode == "service" else None, **parts
+    )
+    if args.resume and training.resume():
+        print(f"resumed in epoch {training.epoch} after {training.seen} samples", flush=True)
+        if training.resharded:  # the schedule counts steps, which are of another size now
+            schedule.step(training.steps_done)
     net = paddle.DataParallel(student) if ranks > 1 else student
 
     log = Log(args.output, rank, args.log_every, samples)
-    for epoch in range(start, args.epochs):
-        train_set.epoch = shares.epoch = epoch
-        started, before = time.time(), seen
+    for epoch in training.epochs(args.epochs):
+        train_set.epoch = epoch
+        started, before = time.time(), training.seen
         net.train()
         for image, label, *soft_labels in reader:
             with amp(args):
@@ -107,15 +112,13 @@ def main():
             optimizer.clear_grad()
             schedule.step()
 
-            seen += len(image) * ranks
-            log.step(epoch, seen, loss, schedule.get_lr())
+            training.step()
+            log.step(epoch, training.seen, loss, schedule.get_lr())
             if args.save_every and schedule.last_epoch % args.save_every == 0:
                 log.flush()
-                save(args, parts, reader, shares, epoch, seen)
-        speed = (seen - before) / (time.time() - started)
+                training.save()
+        speed = (training.seen - before) / (time.time() - started)
         log.epoch(epoch, speed, *evaluate(student, test_set, args))
-        shares.first = seen = 0
-        save(args, parts, reader, shares, epoch + 1, seen)
     if rank == 0:
         paddle.save(student.state_dict(), str(args.output / "student.pdparams"))
     if args.mode == "service":
@@ -178,41 +181,6 @@ def evaluate(student, test_set, args):
     if ranks > 1:
         dist.all_reduce(right)
     return (right / len(test_set)).tolist()
-
-
-def save(args, parts, reader, shares, epoch, seen):
-    """Everything that restarted ranks need to go on exactly here."""
-    shared = {name: part.state_dict() for name, part in parts.items()}
-    shared["place"] = json.dumps({"epoch": epoch, "first": shares.first, "seen": seen})
-    own = {"random": paddle.get_rng_state()}
-    if args.mode == "service":
-        own["reader"] = json.dumps(reader.state_dict())  # <-- distillation
-    where = (args.output / "checkpoints", epoch, seen, dist.get_rank(), dist.get_world_size())
-    checkpoint.save(*where, shared, own)
-
-
-def resume(args, parts, reader, shares):
-    """Go on from the last checkpoint. Returns (epoch, samples of it that have been seen)."""
-    found = checkpoint.complete(args.output / "checkpoints")
-    if not found:
-        return 0, 0
-    shared, own = checkpoint.load(found[-1], dist.get_rank(), dist.get_world_size())
-    for name, part in parts.items():
-        (part.load_state_dict if name == "scaler" else part.set_state_dict)(shared[name])
-    place = json.loads(shared["place"])
-    epoch, seen = place["epoch"], place["seen"]
-    print(f"resumed in epoch {epoch} after {seen} samples", flush=True)
-    if own is None:  # the number of ranks has changed: they share what is left of the epoch anew
-        steps_per_epoch, shares.first = len(shares), seen
-        parts["schedule"].step(round((epoch + seen / shares.samples) * steps_per_epoch))
-        return epoch, seen
-    paddle.set_rng_state(own["random"])
-    if args.mode == "service" and "reader" in own:  # <-- distillation: it knows how far it was
-        reader.load_state_dict(json.loads(own["reader"]))
-        shares.first = place["first"]
-    else:
-        shares.first = seen
-    return epoch, seen
 
 
 if __name__ == "__main__":

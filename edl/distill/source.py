@@ -12,16 +12,16 @@ order in its own hands, so one worker reads all of it.
 
 from __future__ import annotations
 
-import base64
 import copy
 import hashlib
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
 
+from edl._random import numpy_state, set_numpy_state
 from edl.distill.progress import Start, Trail
 from edl.distill.workers import (
     Handout,
@@ -364,27 +364,3 @@ def _groups(samples: Iterable[Any], loader: Any) -> Iterator[list[Any]]:
 
 def _default_collate() -> Callable[[Any], Any]:
     return sys.modules["paddle"].io.dataloader.collate.default_collate_fn
-
-
-# --- numpy's generator, in JSON -----------------------------------------------------------------
-
-
-def numpy_state() -> dict[str, Any]:
-    """The state of numpy's global generator, by which Paddle's samplers shuffle."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "kind": str(kind),
-        "keys": base64.b64encode(np.asarray(keys, "<u4").tobytes()).decode(),
-        "position": int(position),
-        "gauss": [int(has_gauss), float(cached)],
-    }
-
-
-def set_numpy_state(state: Mapping[str, Any]) -> None:
-    """The inverse. Raises ConfigError for something else."""
-    try:
-        keys = np.frombuffer(base64.b64decode(state["keys"], validate=True), "<u4")
-        has_gauss, cached = state["gauss"]
-        np.random.set_state((state["kind"], keys, state["position"], has_gauss, cached))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"not a state of numpy's generator: {error}") from error

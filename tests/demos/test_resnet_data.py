@@ -1,4 +1,4 @@
-"""What the ResNet demo reads: shares of an epoch, CIFAR archives, folders of pictures."""
+"""What the ResNet demo reads: CIFAR archives, folders of pictures."""
 
 import io
 import pickle
@@ -7,8 +7,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.resnet import DEMO
 
@@ -24,43 +22,6 @@ def data():
         sys.path.remove(str(DEMO))
         sys.modules.pop("data", None)
     return module
-
-
-@given(
-    samples=st.integers(1, 300),
-    batch_size=st.integers(1, 16),
-    ranks=st.integers(1, 5),
-    ranks_later=st.integers(1, 5),
-    stop=st.integers(0, 60),
-)
-def test_shares_see_every_sample_once_also_when_the_number_of_ranks_changes(
-    data, samples, batch_size, ranks, ranks_later, stop
-):
-    def shares(ranks):
-        return [data.Shares(samples, batch_size, rank, ranks, seed=5) for rank in range(ranks)]
-
-    before = shares(ranks)
-    stop = min(stop, len(before[0]))
-    seen = [index for share in before for batch in list(share)[:stop] for index in batch]
-    assert len(seen) == stop * batch_size * ranks
-    first, after = len(seen), shares(ranks_later)
-    for share in after:
-        share.first = first
-    for share in after:
-        assert len(list(share)) == len(share) == len(after[0])
-        seen += [index for batch in share for index in batch]
-    assert len(set(seen)) == len(seen)
-    assert samples - len(seen) < batch_size * ranks_later
-
-
-def test_epochs_and_seeds_shuffle_differently_and_reproducibly(data):
-    def order(seed, epoch):
-        share = data.Shares(64, 8, 0, 1, seed)
-        share.epoch = epoch
-        return list(share)
-
-    assert order(1, 1) == order(1, 1)
-    assert order(1, 1) != order(1, 2) != order(2, 1)
 
 
 def cifar(path, parts, labels):
