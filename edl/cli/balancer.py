@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from edl._process import stop_event
+from edl.cli.example import example
 
 if TYPE_CHECKING:
     from edl.discovery.assignment import Summary
 
 
-@click.command()
+@click.command(
+    epilog=example("edl balancer --etcd 127.0.0.1:2379 --service resnet --metrics-port 9100")
+)
 @click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
 @click.option("--service", "services", required=True, multiple=True, help="Services to balance.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")

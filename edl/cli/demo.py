@@ -7,13 +7,15 @@ from typing import Optional
 
 import click
 
+from edl.cli.example import example
 
-@click.group()
+
+@click.group(epilog=example("edl demo digits"))
 def command() -> None:
     """Run a demonstration on this machine."""
 
 
-@command.command()
+@command.command(epilog=example("edl demo digits --seeds 2"))
 @click.option("--seeds", default=5, show_default=True, help="Students trained of each kind.")
 @click.option("--epochs", default=30, show_default=True, help="Epochs per student.")
 @click.option(

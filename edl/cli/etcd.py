@@ -8,9 +8,10 @@ from typing import Optional
 import click
 
 from edl._process import stop_event
+from edl.cli.example import example
 
 
-@click.command()
+@click.command(epilog=example("edl etcd --data-dir ./etcd"))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=2379, show_default=True, help="Port for clients; 0: a free one.")
 @click.option(

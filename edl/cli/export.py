@@ -7,10 +7,16 @@ from typing import Any, Optional
 
 import click
 
+from edl.cli.example import example
 from edl.errors import ConfigError
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "edl export --layer nets:ResNet --weights net.pdparams --out ./model \\",
+        "    --feed img:float32:3,224,224 --fetch prob",
+    )
+)
 @click.option("--model", help="An inference model: a directory or DIR/NAME prefix.")
 @click.option("--layer", help="MODULE:FACTORY of a paddle.nn.Layer, instead of --model.")
 @click.option(
@@ -54,7 +60,7 @@ def command(
             raise click.UsageError("a layer needs --feed NAME:DTYPE:SHAPE and --fetch NAME")
         from edl.serving.model.export import export_model
 
-        specs = dict(_spec(feed) for feed in feeds)
+        specs = dict(feed_spec(feed) for feed in feeds)
         files = export_model(_make(layer, weights), out, specs, fetches, pdmodel=pdmodel)
     else:
         if weights or pdmodel:
@@ -83,7 +89,8 @@ def _make(target: str, weights: Optional[Path]) -> Any:
     return layer
 
 
-def _spec(feed: str) -> tuple[str, tuple[list[int], str]]:
+def feed_spec(feed: str) -> tuple[str, tuple[list[int], str]]:
+    """Name, row shape and dtype in ``NAME:DTYPE:SHAPE``. Raises UsageError if it is not that."""
     try:
         name, dtype, shape = feed.split(":")
         return name, ([int(size) for size in shape.split(",") if size.strip()], dtype)

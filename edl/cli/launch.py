@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 
+from edl.cli.example import example
+
 
 @click.command(
+    epilog=example("edl launch --nproc_per_node 2 train.py"),
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
@@ -26,6 +29,8 @@ def command(arguments: tuple[str, ...]) -> None:
     from edl._paddle import import_paddle
     from edl.discovery import _etcd3  # noqa: F401  (importing it is what repairs etcd3)
 
+    if arguments in (("-h",), ("--help",)):  # Paddle's own help follows
+        click.echo(click.get_current_context().get_help() + "\n")
     import_paddle("launching")
     _restart_at_once()
     sys.argv = ["paddle.distributed.launch", *arguments]

@@ -9,11 +9,13 @@ from typing import Any, Optional
 
 import click
 
+from edl.cli.example import example
+
 _REDRAW_EVERY = 1.0
 _LONGEST = 1000
 
 
-@click.command()
+@click.command(epilog=example("edl ls --etcd 127.0.0.1:2379 --watch"))
 @click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
 @click.option("--service", help="Only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

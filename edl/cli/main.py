@@ -10,6 +10,7 @@ from typing import Optional
 import click
 
 from edl import __version__
+from edl.cli.example import example
 from edl.errors import EdlError
 
 #: Subcommand to the module that defines ``command``, and its line in the help.
@@ -19,9 +20,12 @@ _COMMANDS = {
     "ls": ("edl.cli.ls", "Show services, teachers, students and assignments."),
     "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
+    "bench": ("edl.cli.bench", "Measure how fast a teacher is."),
     "etcd": ("edl.cli.etcd", "Run an etcd for small clusters and experiments."),
     "launch": ("edl.cli.launch", "Run paddle.distributed.launch, with etcd if need be."),
+    "doctor": ("edl.cli.doctor", "Say what works on this machine, and what to do if not."),
     "demo": ("edl.cli.demo", "Run a demonstration on this machine."),
+    "completion": ("edl.cli.completion", "Teach a shell to complete edl's commands."),
 }
 
 
@@ -41,7 +45,13 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog=example(
+        "edl etcd --port 2379", "edl teacher --model ./model --etcd 127.0.0.1:2379 --service resnet"
+    ),
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="edl")
 @click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
 def edl(verbose: int) -> None:
@@ -53,7 +63,7 @@ def edl(verbose: int) -> None:
 def main() -> None:
     """Entry point: EDL's own errors become one line and exit status 1."""
     try:
-        edl()
+        edl(prog_name="edl")
     except EdlError as error:
         click.echo(f"edl: {error}", err=True)
         sys.exit(1)

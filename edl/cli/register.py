@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 from edl._process import stop_event
+from edl.cli.example import example
+from edl.cli.options import form_option, protocol_option
 
 if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
@@ -27,7 +29,12 @@ _COMPLAIN_EVERY = 5.0
 _LEAVE_WITHIN = 15.0
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "edl register --etcd 127.0.0.1:2379 --service resnet --server 127.0.0.1:9292 \\",
+        "    --conf serving_client_conf.prototxt",
+    )
+)
 @click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
 @click.option("--service", required=True, help="Service name to register under.")
 @click.option(
@@ -43,20 +50,8 @@ _LEAVE_WITHIN = 15.0
     metavar="HOST",
     help="Host that students reach the servers at, if not the one that is checked.",
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(["baidu_std", "pipeline"]),
-    default="baidu_std",
-    show_default=True,
-    help="What it speaks: brpc (edl teacher, Paddle Serving in C++), or a Python pipeline's gRPC.",
-)
-@click.option(
-    "--form",
-    type=click.Choice(["tensors", "key_value"]),
-    default="tensors",
-    show_default=True,
-    help="How arrays travel to a pipeline.",
-)
+@protocol_option
+@form_option
 @click.option(
     "--conf",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

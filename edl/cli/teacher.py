@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from edl.cli.example import example
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _UPDATE_EVERY = 5.0
 _STARTED = round(time.time(), 3)
 
 
-@click.command()
+@click.command(epilog=example("edl teacher --model ./model --etcd 127.0.0.1:2379 --service resnet"))
 @click.option("--model", help="Directory (or DIR/NAME prefix) of a Paddle inference model.")
 @click.option("--python", help="MODULE:FACTORY of a predictor in Python instead of a model.")
 @click.option("--etcd", help="etcd endpoints to register in, comma-separated.")

@@ -18,6 +18,7 @@ import grpc
 from edl._endpoints import parse_etcd_endpoints
 from edl._threads import Loop
 from edl.discovery._etcd3 import etcd3
+from edl.discovery.stranger import stranger
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable
 
 logger = logging.getLogger(__name__)
@@ -143,13 +144,15 @@ class Etcd:
                     error = failure
                     self._forget(index)
                     continue
-                raise DiscoveryError(f"{self}: {describe(failure)}") from failure
+                hint = stranger(self._addresses[index], failure)
+                raise DiscoveryError(f"{self}: {describe(failure)}{hint}") from failure
             except ValueError as failure:  # gRPC's word for a channel that was closed meanwhile
                 error = failure
             else:
                 self._current = index
                 return result
-        raise EtcdUnavailable(f"{self} does not answer: {describe(error)}") from error
+        hint = stranger(self._addresses[index], error)
+        raise EtcdUnavailable(f"{self} does not answer: {describe(error)}{hint}") from error
 
     def page(self, start: bytes, end: bytes, limit: int, revision: int = 0) -> Any:
         """The first ``limit`` entries from ``start`` to before ``end``, in order, at a revision (0:

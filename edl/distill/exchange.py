@@ -68,10 +68,15 @@ class _Seat:
 
 
 class Exchange:
-    """The state of a pool. ``reader``: the name by which the registry knows it."""
+    """The state of a pool. ``reader``: the name by which the registry knows it. ``unheard``: says
+    why nothing is heard from there, as far as that is known.
+    """
 
-    def __init__(self, config: PoolConfig, reader: str, trace: Optional[Trace]) -> None:
+    def __init__(
+        self, config: PoolConfig, reader: str, trace: Optional[Trace], unheard: Callable[[], str]
+    ) -> None:
         self._config = config
+        self._unheard = unheard
         self._trace = trace
         self._lock = threading.Lock()
         self._student = threading.Condition(self._lock)
@@ -152,7 +157,8 @@ class Exchange:
 
     def take(self, stream: Stream) -> Optional[Finished[Batch]]:
         """See Stream."""
-        wait = Wait(self._config.teachers, self._config.no_teacher_timeout, time.monotonic())
+        config = self._config
+        wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, time.monotonic())
         while True:
             with self._lock:
                 if self._dispatch.ready and self._is_current(stream):

@@ -39,7 +39,7 @@ class Pool:
     def __init__(self, config: PoolConfig, trace: Optional[Trace] = None) -> None:
         self._config = config
         self._name = uuid.uuid4().hex
-        self._exchange = Exchange(config, self._name, trace)
+        self._exchange = Exchange(config, self._name, trace, self._unheard)
         self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to in finalizers
         self._place: Optional[Place] = None
         self._abandoned: Optional[Callable[[], None]] = None
@@ -58,6 +58,9 @@ class Pool:
             self._name, record, exchange.found, exchange.assigned
         )
         self._supervisor.start()
+
+    def _unheard(self) -> str:
+        return "" if self._place is None else self._place.problem
 
     def abandon(self, close: Callable[[], None]) -> None:
         """Let ``close`` be called soon. For finalizers: takes no lock and waits for nothing."""

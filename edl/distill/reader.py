@@ -18,6 +18,7 @@ from edl.distill.settings import (
     Model,
     PoolConfig,
     TeacherSpec,
+    answer_original_variables,
     check_names,
     fallback_description,
     parse_models,
@@ -458,6 +459,7 @@ class DistillReader(IterableDataset):
     def _pool_configs(self, number: int, among: int) -> list[PoolConfig]:
         token = os.environ.get("EDL_TOKEN", "") if self._token is None else self._token
         fallback = fallback_description(self._conf_file)
+        answer_original_variables()
         configs = []
         for model in self._models:
             teachers, most = model.teachers, self._max_teachers

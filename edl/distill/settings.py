@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,23 @@ from edl.distill.teachers import Teachers, parse_teachers, service_teachers
 from edl.errors import ConfigError
 from edl.serving.wire.description import Description
 
+logger = logging.getLogger(__name__)
+
 #: Teachers of one model: endpoints (list or comma-separated) or ``etcd://host:port[,...]/service``.
 TeacherSpec = Union[str, Sequence[str]]
 
 #: Where the original looks for what teachers serve.
 _DEFAULT_CONF = "serving_conf/serving_client_conf.prototxt"
+
+#: Variables of the original that have no effect here, and what to do instead.
+_WITHOUT_EFFECT = {
+    "PADDLE_DISTILL_BALANCE_TYPE": "the registry is always etcd, and there is no balance server: "
+    "PADDLE_DISTILL_BALANCE_SERVER, or set_dynamic_teacher, is to give etcd's own address",
+    "DISTILL_READER_PROFILE": "for a timeline set EDL_DISTILL_TRACE to the name of a file, or make "
+    "the reader with trace=; reader.stats() has the figures",
+    "PADDLE_DISTILL_HDFS_NAME": "readers ask teachers what they serve; for a Paddle Serving give "
+    "its conf file with set_serving_conf_file, or PADDLE_DISTILL_CONF_FILE",
+}
 
 
 @dataclass
@@ -104,6 +117,13 @@ def teachers_from_environment(
             "PADDLE_DISTILL_BALANCE_SERVER and PADDLE_DISTILL_SERVICE_NAME"
         )
     return teachers, max_teachers
+
+
+def answer_original_variables() -> None:
+    """Log what to do instead of each variable of the original that is set and has no effect."""
+    for name, instead in _WITHOUT_EFFECT.items():
+        if os.environ.get(name, "0") != "0":
+            logger.warning("%s has no effect: %s", name, instead)
 
 
 def fallback_description(conf_file: Optional[str]) -> Optional[Description]:

@@ -21,7 +21,11 @@ OnAssigned = Callable[[frozenset[str]], None]
 
 
 class Place(Protocol):
-    """A student's place among those who share the teachers."""
+    """A student's place among those who share the teachers. ``problem``: why nothing is heard."""
+
+    @property
+    def problem(self) -> str:
+        """Why the teachers are not known; empty if nothing is wrong."""
 
     def report(self, record: StudentRecord) -> None:
         """Tell what the student wants and sees."""
@@ -69,6 +73,8 @@ class ServiceTeachers:
 
 
 class _Alone:
+    problem = ""
+
     def report(self, record: StudentRecord) -> None:
         """See Place."""
 
@@ -96,6 +102,11 @@ class _Registered:
         except BaseException:  # no thread can be started
             self.close()
             raise
+
+    @property
+    def problem(self) -> str:
+        """See Place."""
+        return self._membership.error
 
     def report(self, record: StudentRecord) -> None:
         """See Place."""

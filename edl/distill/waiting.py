@@ -19,12 +19,14 @@ _MOST_LISTED = 10
 
 class Wait:
     """One wait for a batch, from ``since`` on. ``where``: its teachers are looked for there.
-    ``limit``: seconds that it may last without a teacher to work.
+    ``unheard``: says why nothing is heard from there. ``limit``: seconds that it may last without a
+    teacher to work.
     """
 
-    def __init__(self, where: Any, limit: float, since: float) -> None:
+    def __init__(self, where: Any, unheard: Callable[[], str], limit: float, since: float) -> None:
         self.since = since
         self._where = where
+        self._unheard = unheard
         self._limit = limit
         self._usable_at = since
         self._complain_at = since + _COMPLAIN_EVERY
@@ -53,7 +55,8 @@ class Wait:
             waits = dispatch.waits_for(now)
             return f"{waits}; not asked: {left_out}" if left_out else waits
         if not roster.heard:
-            return f"no answer yet about {self._where}"
+            why = self._unheard()
+            return f"no answer yet about {self._where}" + (f": {why}" if why else "")
         if not roster.registered:
             return f"no teacher is registered for {self._where}"
         return f"no teacher of {self._where} can be used ({listed(roster.problems())})"

@@ -41,6 +41,7 @@ def test_arguments_and_exit_status_are_passed_through(tmp_path):
     result = edl("launch", "--help")
     assert result.returncode == 0
     assert "--max_restart" in result.stdout
+    assert "edl launch --nproc_per_node 2 train.py" in result.stdout
     result = launch(tmp_path, ("edl.cli.main", "launch"), status=3)
     assert result.returncode == 3
     assert runs(tmp_path) == [1, 1]

@@ -1,5 +1,6 @@
 """With a real Paddle Serving 0.9.0: its clients and our teacher, its servers and our reader."""
 
+import json
 import signal
 
 import numpy as np
@@ -13,7 +14,7 @@ from edl.serving.client.entry import Entry
 from edl.serving.client.pipeline import PipelineClient
 from tests.support import paddle_serving
 from tests.support.paddle_serving import Pipeline, needs_paddle_serving
-from tests.support.processes import Registrar, Teacher, eventually
+from tests.support.processes import Registrar, Teacher, edl, eventually
 
 pytestmark = [pytest.mark.slow, needs_paddle_serving]
 
@@ -123,3 +124,16 @@ def test_a_fixed_pipeline_needs_the_conf_file(model, tmp_path):
         ((_, prob),) = reader
         reader.close()
     assert np.allclose(prob, forward(IMAGES), atol=1e-6)
+
+
+def test_edl_bench_measures_a_pipeline(model, tmp_path):
+    directory, _ = model
+    conf = directory / "serving_client" / "serving_client_conf.prototxt"
+    arguments = ("--protocol", "pipeline", "--conf", conf, "--seconds", 0.5, "--json")
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        result = edl("bench", pipeline.endpoint, *arguments, "--batch", "1,8", "--clients", "2")
+    assert result.returncode == 0, result.stderr
+    one, eight = json.loads(result.stdout)
+    assert (one["batch"], eight["batch"]) == (1, 8)
+    assert eight["rows_per_second"] > one["rows_per_second"] > 0
+    assert one["queue"] is None

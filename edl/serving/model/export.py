@@ -96,7 +96,12 @@ def export_inference_model(
         raise ConfigError(f"{model} is in {server} already; export it to another directory")
     suffix = files.program.suffix or ".pdmodel"  # __model__ is one
     with _replacing_model(Path(directory)) as (fresh, client):
-        shutil.copyfile(files.program, fresh / f"{_PREFIX}{suffix}")
+        program = files.program.name if files.is_directory else f"{_PREFIX}{suffix}"
+        shutil.copyfile(files.program, fresh / program)
+        for path in files.separate:
+            copy = fresh / path.relative_to(files.program.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         if files.params is not None:
             shutil.copyfile(files.params, fresh / f"{_PREFIX}.pdiparams")
         _describe(fresh, client, feeds, fetches)

@@ -24,6 +24,8 @@ def fingerprint_of(files: ModelFiles, model: ModelConfig) -> str:
     for path in (files.program, files.params):
         size = _add_file(digest, path) if path is not None else 0
         digest.update(size.to_bytes(8, "little"))  # where one part ends and the next begins
+    for path in files.separate:
+        digest.update(_add_file(digest, path).to_bytes(8, "little"))
     names = [[(v.name, v.alias) for v in kind] for kind in (model.feeds, model.fetches)]
     digest.update(json.dumps(names).encode())
     return f"model:{digest.hexdigest()}"

@@ -18,7 +18,13 @@ from edl.serving.model.accelerate import configure
 from edl.serving.model.factory import make
 from edl.serving.model.files import ModelFiles, find_model
 from edl.serving.model.fingerprint import fingerprint_of
-from edl.serving.model.prototxt import ModelConfig, Variable, read_config
+from edl.serving.model.prototxt import (
+    WITHOUT_LOD,
+    ModelConfig,
+    Variable,
+    in_order,
+    read_config,
+)
 from edl.serving.wire.description import Description, TensorSpec
 
 
@@ -105,7 +111,10 @@ class PaddlePredictor:
         paddle = import_paddle("hosting a Paddle model")
         from paddle import inference
 
-        config = inference.Config(str(files.program), str(files.params or ""))
+        if files.is_directory:
+            config = inference.Config(str(files.program.parent))
+        else:
+            config = inference.Config(str(files.program), str(files.params or ""))
         config.disable_glog_info()
         configure(config, options)
         try:
@@ -140,8 +149,8 @@ class PaddlePredictor:
 
 def _identity(files: ModelFiles) -> list[tuple[int, ...]]:
     """Of the files as they are now."""
-    paths = (path for path in (files.program, files.params, files.conf) if path is not None)
-    states = (path.stat() for path in paths)
+    paths = (files.program, files.params, files.conf, *files.separate)
+    states = (path.stat() for path in paths if path is not None)
     return [(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
@@ -152,7 +161,8 @@ def _read_model(paddle: Any, files: ModelFiles) -> ModelConfig:
         return model
     conf = read_config(files.conf)
     feeds = _with_aliases(model.feeds, conf.feeds, files.conf)
-    fetches = _with_aliases(model.fetches, conf.fetches, files.conf)
+    named = in_order(model.fetches, conf.fetches) or conf.fetches
+    fetches = _with_aliases(model.fetches, named, files.conf)
     return ModelConfig(feeds, fetches)
 
 
@@ -182,7 +192,9 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
             stack.enter_context(paddle.static.scope_guard(paddle.static.Scope()))
             executor = paddle.static.Executor(paddle.CPUPlace())
             prefix, names = files.program.with_suffix(""), {}
-            if files.params is not None and files.params.stem != files.program.stem:
+            if files.is_directory:
+                prefix, names = files.program.parent, {"model_filename": files.program.name}
+            elif files.params is not None and files.params.stem != files.program.stem:
                 prefix = files.program.parent
                 names = {"model_filename": files.program.name, "params_filename": files.params.name}
             program, feed_names, fetch_vars = paddle.static.load_inference_model(
@@ -202,13 +214,19 @@ def _read_program(paddle: Any, files: ModelFiles) -> ModelConfig:
 def _feed_variables(program: Any, names: Sequence[str]) -> list[Variable]:
     block = program.global_block()
     if hasattr(block, "var"):  # a .pdmodel program
-        return [_variable(name, block.var(name)) for name in names]
+        return [_variable(name, _dense(block.var(name))) for name in names]
     values = {
         operator.attrs()["name"]: operator.results()[0]
         for operator in block.ops
         if operator.name() == "pd_op.data"
     }
     return [_variable(name, values[name]) for name in names]
+
+
+def _dense(variable: Any) -> Any:
+    if variable.lod_level:
+        raise ModelError(f"feed {variable.name!r} is a LoD tensor; {WITHOUT_LOD}")
+    return variable
 
 
 def _fetch_name(value: Any, index: int) -> str:

@@ -9,9 +9,10 @@ batch dimension, and so are ours.
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
@@ -20,8 +21,16 @@ from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.tensor import STRING, elem_type_of, wire_dtype
 
+logger = logging.getLogger(__name__)
+
 SERVER_CONF = "serving_server_conf.prototxt"
 CLIENT_CONF = "serving_client_conf.prototxt"
+
+#: What to do about a variable whose rows differ in length.
+WITHOUT_LOD = (
+    "rows of different lengths are not carried: export the model with padded inputs, and a mask or "
+    "lengths beside them as an input of their own"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ def read_config(path: Path) -> ModelConfig:
         )
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     except (text_format.ParseError, UnicodeDecodeError, WireError, ConfigError) as error:
         raise ModelError(f"{path} is not a Paddle Serving configuration: {error}") from error
 
@@ -78,7 +89,35 @@ def write_config(path: Path, config: ModelConfig) -> None:
     path.with_suffix(".stream.prototxt").write_bytes(message.SerializeToString())
 
 
+def in_order(
+    variables: tuple[Variable, ...], named: tuple[Variable, ...]
+) -> Optional[tuple[Variable, ...]]:
+    """``named``, each with the name of the one in its place in ``variables``, if its own are of
+    another program and the kinds agree; else None.
+
+    The fetches of a model's conf are such where the model was saved by another Paddle than the one
+    that wrote the conf: names of outputs are made up when a program is saved.
+    """
+    known = {variable.name for variable in variables}
+    pairs = list(zip(variables, named))
+    if len(variables) != len(named) or any(variable.name in known for variable in named):
+        return None
+    if not all(_same_kind(own.spec, said.spec) for own, said in pairs):
+        return None
+    for own, said in pairs:
+        logger.warning("the conf's fetch %r is taken to be the model's %r", said.name, own.name)
+    return tuple(Variable(own.name, said.alias, own.spec) for own, said in pairs)
+
+
+def _same_kind(own: TensorSpec, said: TensorSpec) -> bool:
+    """Whether two specs may be of one variable. Sizes that vary are left out of old confs."""
+    fixed = ([size for size in spec.shape if size >= 0] for spec in (own, said))
+    return own.dtype == said.dtype and next(fixed) == next(fixed)
+
+
 def _variable(item: Any, elem_type: int) -> Variable:
+    if item.is_lod_tensor:
+        raise ModelError(f"{item.name!r} is a LoD tensor (is_lod_tensor: true); {WITHOUT_LOD}")
     spec = TensorSpec(tuple(item.shape), wire_dtype(elem_type).name)
     return Variable(item.name, item.alias_name or item.name, spec)
 

@@ -1,0 +1,1 @@
+"""Where the original had its launcher: says what has taken its place."""

@@ -1,0 +1,6 @@
+"""The original's program of this name: says what has taken its place."""
+
+from edl._original import answer
+
+if __name__ == "__main__":
+    answer("collective.launch")

@@ -1,0 +1,1 @@
+"""Where the original had discovery: says what has taken its place."""

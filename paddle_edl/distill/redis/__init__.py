@@ -1,0 +1,1 @@
+"""Where the original had its Redis kind of discovery: says what has taken its place."""
