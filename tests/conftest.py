@@ -4,12 +4,16 @@ import itertools
 import signal
 
 import pytest
+from hypothesis import settings
 
 from edl.discovery import Etcd
 from edl.discovery.embedded import EmbeddedEtcd
 from tests.support.processes import python_teacher
 
 _numbers = itertools.count()
+
+settings.register_profile("edl", deadline=None)  # a busy machine is not a defect
+settings.load_profile("edl")
 
 
 def pytest_configure():

@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "edl.serving.client",
         "edl.serving.model",
     },
+    "edl.integrations": {"edl.distill"},
 }
 
 

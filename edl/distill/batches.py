@@ -11,7 +11,8 @@ batch           a tuple, list or dict of slots   the same with the predictions a
 
 A slot is a numpy array, a Paddle tensor, or anything numpy takes. What the source yielded is passed
 on as the same objects; arrays for the teacher are views of it (samples have to be stacked).
-Predictions are numpy arrays, or tensors where the batch's slots are tensors.
+Predictions are numpy arrays, or tensors where a batch's slots are tensors, unless the reader is
+told which (see ``tensors``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from edl.distill.tensors import convert_predictions, is_tensor
 from edl.errors import SourceError
 
 
@@ -58,9 +60,9 @@ class SampleBatch:
         except ValueError as error:
             raise SourceError(f"slot {index} ({name!r}) cannot be stacked: {error}") from error
 
-    def with_predictions(self) -> list[tuple]:
+    def with_predictions(self, as_tensors: Optional[bool] = None) -> list[tuple]:
         """Every sample with its own rows of the predictions."""
-        columns = self.predictions.values()
+        columns = convert_predictions(self.predictions, (), as_tensors).values()
         return [
             (*sample, *(column[row] for column in columns))
             for row, sample in enumerate(self.samples)
@@ -90,13 +92,11 @@ class ArrayBatch:
             self._arrays[index] = array
         return array if stop - start == self.rows else array[start:stop]
 
-    def with_predictions(self) -> Any:
+    def with_predictions(self, as_tensors: Optional[bool] = None) -> Any:
         """The batch as it came, followed by the predictions."""
-        value, predictions = self.value, self.predictions
+        value = self.value
         slots = value.values() if isinstance(value, dict) else _slots(value)
-        if any(is_tensor(slot) for slot in slots):
-            to_tensor = sys.modules["paddle"].to_tensor
-            predictions = {name: to_tensor(array) for name, array in predictions.items()}
+        predictions = convert_predictions(self.predictions, slots, as_tensors)
         if isinstance(value, dict):
             clash = value.keys() & predictions.keys()
             if clash:
@@ -184,12 +184,6 @@ def _nbytes(slot: Any) -> int:
     if is_tensor(slot):
         return int(slot.size) * int(slot.element_size())
     return sys.getsizeof(slot)
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether ``value`` is a Paddle tensor; does not import Paddle."""
-    paddle = sys.modules.get("paddle")
-    return paddle is not None and isinstance(value, getattr(paddle, "Tensor", ()))
 
 
 def as_array(value: Any) -> np.ndarray:

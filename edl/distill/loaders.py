@@ -98,26 +98,31 @@ def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[An
 
 
 def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration) -> Iterator[Any]:
-    left, start = False, ahead.progress.start
+    failures: list[Exception] = []
+    start = ahead.progress.start
     paddle: Any = sys.modules["paddle"]
 
     class Values(paddle.io.IterableDataset):
         def __iter__(self) -> Iterator[Any]:
             try:
                 yield from ahead.values
-            except ReaderError:  # for whoever iterates; nobody does any more
-                if not left:
-                    raise
+            except Exception as error:  # Paddle's thread would die of it, and leave us waiting
+                failures.append(error)
 
     loader.dataset = Values()
     iterator = begin(loader)
     try:
         yield None
-        yield from _counted(loader, iterator, ahead.progress, start)
+        yield from _counted(loader, _then_raise(iterator, failures), ahead.progress, start)
     finally:
-        left = True
         ahead.leave()
         iterator._try_shutdown_all()
+
+
+def _then_raise(batches: Iterator[Any], failures: list[Exception]) -> Iterator[Any]:
+    yield from batches
+    if failures:
+        raise failures[0]
 
 
 def _counted(

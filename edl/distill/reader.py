@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl._checks import check_count, check_positive
 from edl.distill.batches import read_batches, read_sample_lists, read_samples
+from edl.distill.hapi import tend_models
 from edl.distill.link import Wants
 from edl.distill.loaders import Iteration, tend_dataloaders
 from edl.distill.progress import Progress, Start
@@ -25,9 +27,11 @@ from edl.distill.settings import (
     teachers_from_environment,
 )
 from edl.distill.source import Source
+from edl.distill.stand_in import StandIn
 from edl.distill.state import Limits
 from edl.distill.stream import Batch
 from edl.distill.teachers import fixed_teachers, service_teachers
+from edl.distill.tensors import as_tensors, on_device
 from edl.distill.trace import trace_path
 from edl.distill.workers import (
     Handout,
@@ -51,7 +55,7 @@ _SAMPLE, _SAMPLE_LIST, _BATCH = "sample", "sample list", "batch"
 _STATE_VERSION = 1
 
 
-class DistillReader(IterableDataset):
+class DistillReader(StandIn, IterableDataset):
     """Reads a source ahead of the student and adds the teachers' outputs to every batch.
 
     ``ins`` names the source's slots in order; ``None`` for one without a name. Slots that the
@@ -69,6 +73,11 @@ class DistillReader(IterableDataset):
 
     Nothing is started before the first iteration. Connections are kept between epochs and closed by
     :meth:`close`, at garbage collection, or at interpreter exit. Use one iteration at a time.
+
+    It stands in for the loader that it wraps: ``len``, ``batch_sampler``, ``dataset``,
+    ``set_epoch`` and so on are that one's (see :class:`~edl.distill.stand_in.StandIn`).
+    ``paddle.Model`` takes it as it is: ``model.fit(reader)``, where predictions are the last
+    labels.
 
     It is a ``paddle.io.IterableDataset`` too: ``DataLoader(reader, batch_size=None,
     num_workers=n)`` gives the batches in the source's order. Workers share a list or a DataLoader
@@ -90,6 +99,8 @@ class DistillReader(IterableDataset):
         no_teacher_timeout: float = 600.0,
         token: Optional[str] = None,
         trace: Union[str, Path, None] = None,
+        return_tensors: Optional[str] = None,
+        places: Any = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -105,6 +116,11 @@ class DistillReader(IterableDataset):
         NoTeacherError. ``token``: what teachers want to be shown (or the environment variable
         EDL_TOKEN). ``trace``: a file for a timeline that opens in Perfetto (or the environment
         variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
+        ``return_tensors``: predictions as Paddle tensors ("pd") or numpy arrays ("np"); default:
+        tensors where the batch's slots are tensors. ``places``: the device on which whole batches
+        come, as tensors, such as "gpu:0" or ``paddle.CUDAPlace(0)``; they are copied there ahead of
+        the student. A DataLoader that is the source had better leave its batches on the CPU then
+        (``places="cpu"``), where they are read for the teachers.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
@@ -115,6 +131,7 @@ class DistillReader(IterableDataset):
         self._no_teacher_timeout = no_teacher_timeout
         self._token = token
         self._trace_path = trace
+        self._as_tensors, self._places = as_tensors(return_tensors, places), places
         self._teacher_batch_size: Optional[int] = None
         self._max_teachers: Optional[int] = None
         self._conf_file: Optional[str] = None
@@ -215,6 +232,8 @@ class DistillReader(IterableDataset):
         """One epoch: an iterator over the source's batches with their predictions."""
         if worker_info() is not None:
             return self._epoch_in_worker(self._checked_source())
+        if self._places is not None:
+            return on_device(self, self._places)
         return self._epoch(self._begin())
 
     def __iter__(self) -> Iterator[Any]:
@@ -306,7 +325,7 @@ class DistillReader(IterableDataset):
             for batch in batches:
                 if not any(self._progress.models):
                     self._progress.models = running.models()
-                value = batch.with_predictions()
+                value = batch.with_predictions(self._as_tensors)
                 if self._form == _SAMPLE:
                     yield from value
                 else:
@@ -503,5 +522,6 @@ class DistillReader(IterableDataset):
 
 if IterableDataset is not object:
     tend_dataloaders(DistillReader, DistillReader._begin_for_loader, DistillReader._share)
+    tend_models(DistillReader, attrgetter("_form"))
 
 _STATE_KEYS = ("version", "epoch", "delivered")

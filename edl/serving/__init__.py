@@ -1,7 +1,7 @@
 """Paddle Serving's protocol: codec, framing, client, teacher server, model export.
 
 Knows nothing of etcd. ``TeacherClient`` talks to a teacher; ``export_model`` writes a model that
-``edl teacher`` hosts; ``serve`` hosts a Python function.
+``edl teacher`` hosts; ``serve`` hosts a function or a layer from inside a program.
 """
 
 from typing import TYPE_CHECKING, Any

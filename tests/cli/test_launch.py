@@ -12,11 +12,13 @@ pytestmark = [pytest.mark.slow]
 pytest.importorskip("paddle")
 
 RANK = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 rank = os.environ["PADDLE_TRAINER_ID"]
 runs = Path(sys.argv[1]) / rank
 runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+while not all((runs.parent / other).exists() for other in ("0", "1")):
+    time.sleep(0.01)  # the launcher ends the others when one has failed
 sys.exit(int(sys.argv[2]) if len(runs.read_text()) == 1 else 0)
 """
 

@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 
 from edl.discovery.balance import MARGIN, Student, balance, rates
 
-settings.register_profile("steady", deadline=None)
-settings.load_profile("steady")
-
 TEACHERS = [f"t{number}" for number in range(12)]
 STUDENTS = [f"s{number}" for number in range(8)]
 

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional, Union
 from edl._paddle import import_paddle
 from edl.errors import ConfigError, ModelError
 from edl.serving.model.files import SERVER_DIRECTORY, ModelFiles, find_model
+from edl.serving.model.layer import evaluating
 from edl.serving.model.predictor import PaddlePredictor, PredictorOptions
 from edl.serving.model.prototxt import (
     CLIENT_CONF,
@@ -26,6 +27,7 @@ from edl.serving.model.prototxt import (
     write_config,
 )
 from edl.serving.model.replace import replacing
+from edl.serving.wire.description import Fetches, Specs, parse_specs
 
 CLIENT_DIRECTORY = "serving_client"
 _PREFIX = "model"
@@ -40,8 +42,8 @@ _PADDLE_NAMES = re.compile(r"feed|fetch|fetch_name_\d+|generated_tensor_\d+|(.*\
 def export_model(
     layer: Any,
     directory: Union[str, Path],
-    feeds: Mapping[str, tuple[Sequence[int], str]],
-    fetches: Sequence[str],
+    feeds: Specs,
+    fetches: Fetches,
     *,
     pdmodel: bool = False,
 ) -> ModelFiles:
@@ -51,12 +53,14 @@ def export_model(
     ``feeds``: for each argument of ``forward``, in order, its name, row shape (no batch dimension)
     and dtype, as in ``{"img": ((3, 224, 224), "float32")}``.
     ``fetches``: a name for each value that ``forward`` returns, in order; if it returns a dict with
-    the same names, they go by name.
+    the same names, they go by name. A mapping like ``feeds`` says which shapes and dtypes they must
+    have, too.
     ``pdmodel``: write a program of Paddle 2, as Paddle Serving 0.9 needs it, instead of a ``.json``
     one of Paddle 3.
 
     A model that is there already stays until the new one is complete, and whole if this fails.
-    Raises ConfigError if the names do not fit the layer, ModelError if Paddle cannot export it.
+    Raises ConfigError if names or shapes do not fit the layer, ModelError if Paddle cannot export
+    it.
     """
     paddle = import_paddle("exporting a model")
     spec = [
@@ -64,15 +68,17 @@ def export_model(
         for name, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
     ]
     with _replacing_model(Path(directory)) as (server, client):
-        with _evaluating(layer), _program_format(paddle, pdmodel):
-            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, fetches))
+        with evaluating(layer), _program_format(paddle, pdmodel):
+            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, list(fetches)))
             try:
                 paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
             except Exception as error:  # Paddle's own variety
                 raise ModelError(f"Paddle cannot export {type(layer).__name__}: {error}") from error
             finally:
                 hook.remove()
-        _describe(server, client, list(feeds), list(fetches))
+        model = _describe(server, client, list(feeds), list(fetches))
+        if isinstance(fetches, Mapping):
+            _check_specs(model.fetches, fetches)
     return find_model(Path(directory) / SERVER_DIRECTORY)
 
 
@@ -128,20 +134,6 @@ def _replacing_model(directory: Path) -> Iterator[tuple[Path, Path]]:
         yield new_server, new_client
 
 
-@contextlib.contextmanager
-def _evaluating(layer: Any) -> Iterator[None]:
-    """Evaluation mode; afterwards each sublayer is in its own again (frozen ones stay frozen)."""
-    modes = [(each, each.training) for each in layer.sublayers(include_self=True)]
-    layer.eval()
-    try:
-        yield
-    finally:
-        if modes[0][1]:
-            layer.train()
-        for each, training in modes:
-            each.training = training
-
-
 def _distinct_outputs(paddle: Any, fetches: Sequence[str]) -> Callable[..., Any]:
     """A hook on ``forward`` that gives each output a value of its own.
 
@@ -176,12 +168,28 @@ def _program_format(paddle: Any, pdmodel: bool) -> contextlib.AbstractContextMan
 
 def _describe(
     server: Path, client: Path, feeds: Optional[Sequence[str]], fetches: Optional[Sequence[str]]
-) -> None:
+) -> ModelConfig:
     """Write the prototxt files of the model that is in ``server``; see that it can be loaded."""
     own = PaddlePredictor(find_model(server), PredictorOptions()).model
     model = ModelConfig(_named(own.feeds, feeds, "feed"), _named(own.fetches, fetches, "fetch"))
     write_config(server / SERVER_CONF, model)
     write_config(client / CLIENT_CONF, model)
+    return model
+
+
+def _check_specs(variables: Sequence[Variable], specs: Specs) -> None:
+    """Raises ConfigError if a variable is not what ``specs`` says."""
+    said = parse_specs(specs)
+    for variable in variables:
+        own, wanted = variable.spec, said[variable.alias]
+        fits = len(own.shape) == len(wanted.shape) and all(
+            -1 in pair or pair[0] == pair[1] for pair in zip(own.shape, wanted.shape)
+        )
+        if not fits or own.dtype != wanted.dtype:
+            raise ConfigError(
+                f"fetch {variable.alias!r} is said to be {wanted.dtype} {wanted.shape}, but the "
+                f"layer returns {own.dtype} {own.shape}"
+            )
 
 
 def _named(

@@ -1,9 +1,10 @@
-"""Hosting a Python function as a teacher, from inside a program."""
+"""Hosting a Python function or a layer as a teacher, from inside a program."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
@@ -11,12 +12,17 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from edl.errors import ConfigError, ModelError, WireError
+from edl.serving.model.layer import evaluating, is_layer, layer_function
 from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer, endpoint_of
-from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.description import (
+    Description,
+    Fetches,
+    Specs,
+    TensorSpec,
+    parse_specs,
+)
 from edl.serving.worker.arena import Arena
 from edl.serving.worker.handles import Worker, WorkerThread
-
-Specs = Mapping[str, tuple[Sequence[int], str]]
 
 
 class FunctionPredictor:
@@ -28,7 +34,7 @@ class FunctionPredictor:
 
     def run(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises ModelError if the function returns something else."""
-        outputs = self._named(self._function(**feeds))
+        outputs = _named(self._function(**feeds), list(self.description.fetches))
         arrays = {}
         for name in fetches:
             if name not in outputs:
@@ -43,22 +49,16 @@ class FunctionPredictor:
                 raise ModelError(f"output {name!r}: {wrong}")
         return arrays
 
-    def _named(self, result: Any) -> Mapping[str, Any]:
-        if isinstance(result, Mapping):
-            return result
-        values = result if isinstance(result, (tuple, list)) else (result,)
-        names = list(self.description.fetches)
-        if len(values) != len(names):
-            raise ModelError(
-                f"the function returned {len(values)} values for the fetches {', '.join(names)}"
-            )
-        return dict(zip(names, values))
-
 
 class ServedTeacher:
-    """A teacher server on a thread of this process. ``endpoint`` is its address."""
+    """A teacher server on a thread of this process. ``endpoint`` is its address. ``afterwards`` is
+    called when it has ended.
+    """
 
-    def __init__(self, make_workers: MakeWorkers, options: ServerOptions) -> None:
+    def __init__(
+        self, make_workers: MakeWorkers, options: ServerOptions, afterwards: Callable[[], None]
+    ) -> None:
+        self._afterwards = afterwards
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="edl-teacher", daemon=True
@@ -88,6 +88,7 @@ class ServedTeacher:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._afterwards()
 
     def __enter__(self) -> ServedTeacher:
         return self
@@ -99,36 +100,46 @@ class ServedTeacher:
 def serve(
     function: Callable[..., Any],
     feeds: Specs,
-    fetches: Specs,
+    fetches: Fetches,
     *,
     options: Optional[ServerOptions] = None,
     fingerprint: str = "",
 ) -> ServedTeacher:
-    """Serve ``function`` to students, from a thread of this process, until it is closed::
+    """Serve a function or a layer to students, from a thread of this process, until it is closed::
 
-        with serve(net, {"img": ((1, 28, 28), "float32")}, {"prob": ((10,), "float32")}) as teacher:
+        with serve(net, {"img": ((1, 28, 28), "float32")}, ["prob"]) as teacher:
             reader = DistillReader(["img"], ["prob"], source=loader, teachers=[teacher.endpoint])
 
-    ``feeds``, ``fetches``: for each name its row shape (-1: any size) and dtype. The function gets
-    one array for each feed by its name, rows first, several requests' rows together, and returns
-    arrays or Paddle tensors with as many rows: one, a tuple in the order of ``fetches``, or a dict.
+    ``function``: gets one array for each feed by its name, rows first, several requests' rows
+    together, and returns arrays or Paddle tensors with as many rows: one, a tuple in the order of
+    ``fetches``, or a dict. A ``paddle.nn.Layer`` gets tensors instead, as the arguments of its
+    ``forward`` in the order of ``feeds``, on the device of its parameters. It is computed without
+    gradients, and is in evaluation mode until the teacher is closed.
+    ``feeds``: for each name its row shape (-1: any size) and dtype.
+    ``fetches``: the same, or names only, as for ``export_model``. Then the function is called once,
+    with one row of zeros, to see what it returns.
     It runs on one thread and shares the GIL with the rest of the program; a teacher in production
     is better hosted by ``edl teacher``. ``options``: host, port, token, batching and limits.
     ``fingerprint``: what tells this teacher's model from others under the same service, such as
     "resnet50-v3" (see :class:`Description`); default: made from ``feeds`` and ``fetches``.
 
-    Raises ConfigError if the address is taken, or a shape, a dtype or the fingerprint is none.
+    Raises ConfigError if the address is taken, if a shape, a dtype or the fingerprint is none, or
+    if names alone do not say enough.
     """
     if not fetches or not feeds:
         raise ConfigError("a teacher needs at least one feed and one fetch")
-    options = options or ServerOptions()
-    description = Description(_specs(feeds), _specs(fetches), fingerprint=fingerprint)
-    predictor = FunctionPredictor(function, description)
+    takes = parse_specs(feeds)
+    with contextlib.ExitStack() as stack:
+        if is_layer(function):
+            stack.enter_context(evaluating(function))
+            function = layer_function(function, list(feeds), list(fetches))
+        gives = _fetch_specs(function, takes, fetches)
+        predictor = FunctionPredictor(function, Description(takes, gives, fingerprint=fingerprint))
 
-    def make_workers(inputs: Arena) -> list[Worker]:
-        return [WorkerThread(predictor, inputs)]
+        def make_workers(inputs: Arena) -> list[Worker]:
+            return [WorkerThread(predictor, inputs)]
 
-    return ServedTeacher(make_workers, options)
+        return ServedTeacher(make_workers, options or ServerOptions(), stack.pop_all().close)
 
 
 async def _start(make_workers: MakeWorkers, options: ServerOptions) -> TeacherServer:
@@ -137,11 +148,39 @@ async def _start(make_workers: MakeWorkers, options: ServerOptions) -> TeacherSe
     return server
 
 
-def _specs(specs: Specs) -> dict[str, TensorSpec]:
-    result = {}
-    for name, (shape, dtype) in specs.items():
-        try:
-            result[name] = TensorSpec(tuple(shape), dtype)
-        except (ConfigError, TypeError) as error:
-            raise ConfigError(f"{name!r}: {error}") from error
-    return result
+def _fetch_specs(
+    function: Callable[..., Any], feeds: Mapping[str, TensorSpec], fetches: Fetches
+) -> dict[str, TensorSpec]:
+    """As they are said, or as the function returns them for one row of zeros."""
+    if isinstance(fetches, Mapping):
+        return parse_specs(fetches)
+    remedy = f'say it, as in {{"{fetches[0]}": ((10,), "float32")}}'
+    for name, spec in feeds.items():
+        if not spec.has_fixed_size:
+            raise ConfigError(
+                f"shape and dtype of {', '.join(fetches)} cannot be found out, because rows of "
+                f"{name!r} have no fixed size: {remedy}"
+            )
+    try:
+        outputs = _named(function(**{name: spec.zeros() for name, spec in feeds.items()}), fetches)
+        arrays = {name: np.asarray(outputs[name]) for name in fetches}
+    except Exception as error:  # whatever a user's function raises
+        raise ConfigError(
+            f"a row of zeros does not show shape and dtype of {', '.join(fetches)}: {remedy} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return parse_specs(
+        {name: (array.shape[1:], str(array.dtype)) for name, array in arrays.items()}
+    )
+
+
+def _named(result: Any, names: Sequence[str]) -> Mapping[str, Any]:
+    """What a function returned, by name. Raises ModelError if it is not as many."""
+    if isinstance(result, Mapping):
+        return result
+    values = result if isinstance(result, (tuple, list)) else (result,)
+    if len(values) != len(names):
+        raise ModelError(
+            f"the function returned {len(values)} values for the fetches {', '.join(names)}"
+        )
+    return dict(zip(names, values))

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
@@ -33,6 +33,13 @@ _DTYPES = (
     *("int64", "float32", "int32", "float64", "int16", "float16", "uint16", "uint8", "int8"),
     *("bool", "str"),
 )
+
+
+#: For each name its row shape (no batch dimension; -1: any size) and dtype, as users write it.
+Specs = Mapping[str, tuple[Sequence[int], str]]
+
+#: Names only, or names with shapes and dtypes.
+Fetches = Union[Sequence[str], Specs]
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,17 @@ class Description:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise ConfigError(f"not a teacher's description: {text[:200]!r} ({reason})") from error
+
+
+def parse_specs(specs: Specs) -> dict[str, TensorSpec]:
+    """By name. Raises ConfigError, naming the one that is wrong."""
+    result = {}
+    for name, (shape, dtype) in specs.items():
+        try:
+            result[name] = TensorSpec(tuple(shape), dtype)
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"{name!r}: {error}") from error
+    return result
 
 
 def _fingerprint_of(feeds: Mapping[str, TensorSpec], fetches: Mapping[str, TensorSpec]) -> str:

@@ -57,6 +57,17 @@ def test_sublayers_keep_their_modes_and_are_exported_in_evaluation(training, tmp
     assert (outputs(tmp_path)["prob"] == outputs(tmp_path)["prob"]).all()
 
 
+def test_fetches_may_say_shapes_and_dtypes_as_feeds_do(tmp_path):
+    net = paddle.nn.Linear(3, 2)
+    feeds = {"img": ((3,), "float32")}
+    files = export_model(net, tmp_path, feeds, {"prob": ((2,), "float32")})
+    for spec in [((3,), "float32"), ((2,), "int64"), ((2, 1), "float32")]:
+        with pytest.raises(ConfigError, match=r"'prob' is said to be .* returns float32 \(2,\)"):
+            export_model(net, tmp_path, feeds, {"prob": spec})
+        assert files == find_model(tmp_path)
+    assert set(outputs(tmp_path)) == {"prob"}
+
+
 class Scaled(paddle.nn.Layer):
     """Its parameter is called ``w``, its outputs what ``choose`` makes of x and 2 * x."""
 

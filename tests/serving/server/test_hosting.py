@@ -7,7 +7,7 @@ import pytest
 
 from edl.distill import DistillReader
 from edl.errors import ConfigError, TeacherFailed, TeacherUnreachable
-from edl.serving import ServerOptions, TeacherClient, serve
+from edl.serving import ServerOptions, TeacherClient, TensorSpec, serve
 from edl.serving.wire.description import SPECS_ONLY
 
 X = np.arange(6, dtype="f4").reshape(3, 2)
@@ -73,6 +73,42 @@ def test_an_ensemble_of_paddle_layers():
 
     expected = ensemble(X).numpy()
     np.testing.assert_allclose(ask(ensemble)["y"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("output", "shape", "dtype"),
+    [
+        (lambda x: x, (2,), "float32"),
+        (lambda x: x.sum(axis=1).astype("i8"), (), "int64"),
+        (lambda x: {"y": np.zeros((len(x), 3, 4), "f2")}, (3, 4), "float16"),
+    ],
+)
+def test_of_fetches_that_are_only_named_the_function_shows_the_rest(output, shape, dtype):
+    with serve(output, FEEDS, ["y"]) as teacher, TeacherClient(teacher.endpoint) as client:
+        assert client.describe().fetches == {"y": TensorSpec(shape, dtype)}
+        assert (client.infer({"x": X})["y"] == _one(output(X))).all()
+
+
+def _one(output):
+    return output["y"] if isinstance(output, dict) else output
+
+
+@pytest.mark.parametrize(
+    ("function", "feeds", "complaint"),
+    [
+        (lambda x: x, {"x": ((-1,), "float32")}, "rows of 'x' have no fixed size: say it, as in"),
+        (
+            lambda x: (x, x),
+            FEEDS,
+            r"row of zeros does not .*: say it, as in .*\(ModelError: the function returned 2",
+        ),
+        (lambda x: {"z": x}, FEEDS, r"row of zeros does not .*\(KeyError: 'y'"),
+        (lambda x: 1 // int(x.sum()), FEEDS, r"row of zeros does not .*\(ZeroDivisionError"),
+    ],
+)
+def test_where_names_alone_do_not_say_enough_the_rest_is_asked_for(function, feeds, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        serve(function, feeds, ["y"])
 
 
 def test_a_student_reads_from_a_function():

@@ -1,0 +1,69 @@
+"""A ``paddle.nn.Layer`` as a teacher has it: in evaluation mode, and as a function of arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Callable
+
+from edl.errors import ModelError
+
+
+def is_layer(value: Any) -> bool:
+    """Whether ``value`` is a ``paddle.nn.Layer``; does not import Paddle."""
+    paddle = sys.modules.get("paddle")
+    return paddle is not None and isinstance(value, paddle.nn.Layer)
+
+
+@contextlib.contextmanager
+def evaluating(layer: Any) -> Iterator[None]:
+    """Evaluation mode; afterwards each sublayer is in its own again (frozen ones stay frozen)."""
+    modes = [(each, each.training) for each in layer.sublayers(include_self=True)]
+    layer.eval()
+    try:
+        yield
+    finally:
+        if modes[0][1]:
+            layer.train()
+        for each, training in modes:
+            each.training = training
+
+
+def layer_function(
+    layer: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Callable[..., tuple[Any, ...]]:
+    """What computes ``layer`` without gradients, where its parameters are.
+
+    The function takes an array for each feed by its name; they are the arguments of ``forward`` in
+    the order of ``feeds``. It returns the tensors that ``forward`` returns, in order; of a dict
+    with the names in ``fetches``, in the order of these. bfloat16 is returned as float32, which
+    holds the same values. It raises ModelError if the layer is in training mode.
+    """
+    paddle = sys.modules["paddle"]
+
+    def compute(**arrays: Any) -> tuple[Any, ...]:
+        if layer.training:
+            raise ModelError(
+                f"{type(layer).__name__} was put into training mode while it is served; train a "
+                "copy of it"
+            )
+        with paddle.no_grad():
+            place = _place_of(layer)
+            values = layer(*(paddle.to_tensor(arrays[feed], place=place) for feed in feeds))
+        if isinstance(values, Mapping):
+            by_name = set(values) == set(fetches)
+            values = [values[name] for name in (fetches if by_name else values)]
+        values = paddle.utils.flatten(values)
+        return tuple(
+            value.astype("float32") if value.dtype == paddle.bfloat16 else value for value in values
+        )
+
+    return compute
+
+
+def _place_of(layer: Any) -> Any:
+    """The device of its first parameter or buffer; None, Paddle's current one, if it has none."""
+    weights = itertools.chain(layer.parameters(), layer.buffers())
+    return next((weight.place for weight in weights), None)
