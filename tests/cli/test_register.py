@@ -1,5 +1,6 @@
 """``edl register`` with real servers, a real etcd, and real signals."""
 
+import contextlib
 import json
 import re
 import signal
@@ -41,6 +42,16 @@ def registering(*arguments):
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
+@contextlib.contextmanager
+def refused(*arguments):
+    """``edl register`` that has looked at its server, and says that it waits for it."""
+    with registering(*arguments) as process:
+        assert "waiting for" in process.stderr.readline()
+        yield
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 FAST = ("--interval", 0.1, "--timeout", 1)
 
 
@@ -74,8 +85,7 @@ def test_it_waits_for_a_server_takes_it_out_and_puts_it_back(where, etcd, servic
 
 def test_a_server_that_answers_but_does_not_compute_fails_the_probe(where, etcd, service):
     with python_teacher("Hollow") as teacher:
-        with Registrar(*where, "--server", teacher.endpoint, "--probe", *FAST):
-            time.sleep(1.0)
+        with refused(*where, "--server", teacher.endpoint, "--probe", *FAST):
             assert nodes(etcd, service) == {}
         with Registrar(*where, "--server", teacher.endpoint, *FAST):
             eventually(lambda: nodes(etcd, service))
@@ -95,8 +105,7 @@ def test_a_server_whose_conf_is_known_is_probed_unless_told_otherwise(
     )
     with python_teacher("Hollow") as teacher:
         named = ("--server", teacher.endpoint, "--conf", conf, *FAST)
-        with Registrar(*where, *named):
-            time.sleep(1.0)
+        with refused(*where, *named):
             assert nodes(etcd, service) == {}
         with Registrar(*where, *named, "--no-probe"):
             eventually(lambda: nodes(etcd, service))
