@@ -15,7 +15,7 @@ from tests.support.processes import ROOT
 
 paddle = pytest.importorskip("paddle")
 from edl.distill import DistillReader  # noqa: E402
-from edl.elastic import ElasticBatchSampler, ElasticTraining  # noqa: E402
+from edl.elastic import Checkpoints, ElasticBatchSampler, ElasticTraining  # noqa: E402
 
 SAMPLES, BATCH, EPOCHS = 48, 4, 2
 
@@ -136,44 +136,40 @@ def test_a_part_without_a_state_and_a_checkpoint_without_a_part_are_named(tmp_pa
 RANK = """
     import sys
     import paddle
-    from pathlib import Path
     from edl.elastic import ElasticBatchSampler, ElasticTraining
     paddle.distributed.init_parallel_env()
-    rank = paddle.distributed.get_rank()
-    directory = Path(sys.argv[1]) / (str(rank) if sys.argv[2] == "apart" else "")
+    directory = sys.argv[1 + paddle.distributed.get_rank()]
     training = ElasticTraining(directory, ElasticBatchSampler(range(8), 2))
-    print("GOES_ON" if training.resume() else "begun")
-    training.step()
-    if rank == 0 and sys.argv[2] == "apart":  # as if it had been alone before
-        from edl.elastic.checkpoints import Place
-        for part in range(2):
-            training.checkpoints.save(Place(0, 4, 2), part, {}, {})
-    else:
-        training.save()
+    assert training.resume()
+    print("GOES_ON after", training.seen)
 """
 
 
-@pytest.mark.slow
-def test_ranks_that_see_different_checkpoints_do_not_train_a_mixture(tmp_path):
-    program = tmp_path / "rank.py"
+def two_ranks(tmp_path, *directories):
+    """(exit status, output) of two ranks, each with its directory."""
+    program, log = tmp_path / "rank.py", tmp_path / "log"
     program.write_text(textwrap.dedent(RANK))
+    command = [*(sys.executable, "-m", "paddle.distributed.launch"), "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*command, "--log_dir", str(log), str(program), *map(str, directories)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"},
+        capture_output=True, timeout=100, check=False,
+    )  # fmt: skip
+    return result.returncode, "".join(path.read_text() for path in log.glob("workerlog.*"))
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
 
-    def launch(how):
-        command = [*(sys.executable, "-m", "paddle.distributed.launch"), "--nproc_per_node", "2"]
-        command += ["--log_dir", str(tmp_path / "log"), str(program), str(tmp_path / how), how]
-        result = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False
-        )
-        return result.returncode, "".join(
-            path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*"))
-        )
-
-    assert launch("together")[0] == 0
-    code, output = launch("together")
-    assert (code, output.split().count("GOES_ON")) == (0, 2)
-    assert launch("apart")[0] == 0
-    code, output = launch("apart")
-    assert code != 0
+@pytest.mark.slow
+def test_ranks_go_on_together_and_not_from_different_checkpoints(tmp_path):
+    one, other = Checkpoints(tmp_path / "one"), Checkpoints(tmp_path / "other")
+    for checkpoints, seen in ((one, 4), (other, 8)):
+        for rank in range(2):
+            written = ElasticTraining(
+                checkpoints.directory, ElasticBatchSampler(range(8), 2, 2, rank)
+            )
+            written.seen = seen
+            written.save()
+    status, output = two_ranks(tmp_path, one.directory, one.directory)
+    assert (status, output.count("GOES_ON after 4")) == (0, 2)
+    status, output = two_ranks(tmp_path, one.directory, other.directory)
+    assert status != 0
     assert "ranks see different checkpoints" in output
