@@ -56,7 +56,10 @@ class ServedTeacher:
     """
 
     def __init__(
-        self, make_workers: MakeWorkers, options: ServerOptions, afterwards: Callable[[], None]
+        self,
+        make_workers: MakeWorkers,
+        options: ServerOptions,
+        afterwards: Callable[[], None] = lambda: None,
     ) -> None:
         self._afterwards = afterwards
         self._loop = asyncio.new_event_loop()
