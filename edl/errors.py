@@ -101,11 +101,13 @@ class ReaderError(EdlError):
 
 
 class NoTeacherError(ReaderError):
-    """No teacher could be reached for longer than the configured limit."""
+    """The student has waited for longer than ``no_teacher_timeout`` while no teacher took work."""
 
 
 class BatchRefused(ReaderError):
-    """Two teachers refused the same rows, or teachers kept dying on them."""
+    """Two teachers, or all there are, refused the same rows, or answered them with errors of their
+    own too often (``Limits.max_failures``). The message holds their words.
+    """
 
 
 class SourceError(ReaderError):

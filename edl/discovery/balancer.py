@@ -46,7 +46,10 @@ class Balancer:
     """A candidate for a service's leadership, on a thread of its own.
 
     ``eager``: campaign at once; otherwise leave others a moment first (a process that does nothing
-    else is to be preferred to a student). ``on_summary`` is called after every balancing.
+    else is to be preferred to a student). ``ttl``: seconds after which another one follows a leader
+    that has died. ``on_summary`` is called with a Summary, on that thread, after every balancing.
+    Raises ConfigError for a service name that cannot be; an etcd that does not answer is tried
+    again.
     """
 
     def __init__(

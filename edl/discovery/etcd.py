@@ -100,8 +100,10 @@ class Credentials:
 class Etcd:
     """etcd at one or more endpoints. Safe to use from several threads.
 
-    ``timeout``: seconds for one attempt at one endpoint. ``credentials``: by default those of the
-    environment.
+    ``endpoints``: ``host:port``, comma-separated or a list; ``http://`` and the like may stand
+    before each. ``timeout``: seconds for one attempt at one endpoint. ``credentials``: by default
+    those of the environment. Connects when it is first used. Raises ConfigError for an endpoint
+    that is none, and for credentials that do not go together.
     """
 
     def __init__(

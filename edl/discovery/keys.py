@@ -13,7 +13,7 @@
 ``/service/<service>/balance``                        demand and supply, for people and autoscalers
 ====================================================  ==========================================
 
-Values are one line of JSON each.
+Values are one line of JSON each, but the leader's, which is a name.
 """
 
 from __future__ import annotations

@@ -26,10 +26,12 @@ _NOISE_OF_ONE = 0.5
 
 
 class Participation:
-    """One student in one service, while ``start`` to ``close``.
+    """One student in one service, from ``start`` to ``close``.
 
-    ``on_assigned(teachers)`` is called, from a thread of its own, with every assignment.
-    ``lead``: whether this process may be elected to balance.
+    ``student``: a name that no other student has. ``record``: what it asks for, at first.
+    ``on_assigned(teachers)`` is called, from a thread of its own, with every assignment: a set of
+    endpoints. ``lead``: whether this process may be elected to balance. Raises ConfigError for a
+    service name that cannot be.
     """
 
     def __init__(

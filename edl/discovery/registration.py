@@ -29,6 +29,10 @@ class Registration:
     process was stopped, or etcd was wiped), the entry is written anew, unless another process has
     taken the endpoint meanwhile. An entry of another process is never overwritten and never
     removed: writing requires that there is none, and removing is revoking our lease.
+
+    ``value``: what the entry says, one line of JSON. ``ttl``: whole seconds that the entry outlives
+    this process. ``healthy`` is asked every second, and more often if ``ttl`` is below three.
+    Raises ConfigError for a service name that cannot be.
     """
 
     def __init__(

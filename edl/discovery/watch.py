@@ -52,7 +52,11 @@ def list_prefix(etcd: Etcd, prefix: str) -> tuple[Members, int]:
 
 
 def list_nodes(etcd: Etcd, service: str) -> tuple[Members, int]:
-    """The teachers of a service, endpoint to value, and the revision they were read at."""
+    """The teachers of a service, endpoint to value, and the revision they were read at.
+
+    Raises ConfigError for a service name that cannot be, EtcdUnavailable if no endpoint answers,
+    DiscoveryError if etcd says no.
+    """
     return list_prefix(etcd, nodes_prefix(service))
 
 
@@ -128,7 +132,9 @@ class Watch:
 
 
 class Membership(Watch):
-    """A service's teachers, endpoint to value."""
+    """A service's teachers, endpoint to value; see :class:`Watch`. Raises ConfigError for a service
+    name that cannot be.
+    """
 
     def __init__(self, etcd: Etcd, service: str, on_change: Callable[[Members], None]) -> None:
         super().__init__(etcd, nodes_prefix(service), on_change)

@@ -16,6 +16,8 @@ def soft_cross_entropy(logits: Any, soft_labels: Any) -> Any:
     """Cross entropy of the student's ``logits`` with a teacher's probabilities.
 
     What the original ``paddle_edl`` demos use, for teachers that serve softmax outputs.
+    ``logits``, ``soft_labels``: tensors of floats, (rows, classes). Gradients go to ``logits``
+    only. Returns a float32 scalar, the mean over rows. Raises ConfigError if the shapes differ.
     """
     functional = _functional()
     logits, soft_labels = _pair(logits, soft_labels)
@@ -27,6 +29,8 @@ def distillation(logits: Any, teacher_logits: Any, temperature: float = 4.0) -> 
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531,
     section 2. The factor keeps gradients of one size whatever the temperature.
+    ``logits``, ``teacher_logits``: tensors of floats, (rows, classes). Gradients go to ``logits``
+    only. Returns a float32 scalar, the mean over rows. Raises ConfigError if the shapes differ.
     """
     functional = _functional()
     logits, teacher_logits = _pair(logits, teacher_logits)
@@ -43,12 +47,14 @@ def decoupled_distillation(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Any:
-    """The same in two parts of separate weight: ``alpha`` for how sure the teacher is of the label,
-    ``beta`` for how it ranks the other classes.
+    """Distillation in two parts of separate weight: ``alpha`` for how sure the teacher is of the
+    label, ``beta`` for how it ranks the other classes.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, equations
-    5 to 7 (TCKD and NCKD), with its defaults for CIFAR-100. ``labels``: integers, (rows,) or
-    (rows, 1).
+    5 to 7 (TCKD and NCKD), with its defaults for CIFAR-100.
+    ``logits``, ``teacher_logits``: tensors of floats, (rows, classes). ``labels``: integers,
+    (rows,) or (rows, 1). Gradients go to ``logits`` only. Returns a float32 scalar, the mean over
+    rows. Raises ConfigError if the shapes of the logits differ.
     """
     import paddle
 

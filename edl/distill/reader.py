@@ -62,6 +62,10 @@ class DistillReader(StandIn, IterableDataset):
     teacher has a feed for are sent to it, the others pass through. ``predicts`` names the teacher's
     outputs (fetches) that are appended, in this order.
 
+    A batch is a tuple, list or dict of numpy arrays or Paddle tensors, rows first.
+    Slots for the teacher are converted to its dtypes where that keeps their values. A prediction
+    has as many rows as its batch, and the shape and dtype of the teacher's fetch.
+
     Every batch of the source comes out exactly once, in order, with outputs computed from its own
     rows, whatever happens to the teachers; or iteration raises an EdlError. Iterate over it (or
     call it, as the original is) once per epoch::
@@ -159,7 +163,10 @@ class DistillReader(StandIn, IterableDataset):
         return self
 
     def set_fixed_teacher(self, teachers: Union[str, Sequence[str]]) -> DistillReader:
-        """Use these teachers: a list of ``host:port``, or a comma-separated string."""
+        """Use these teachers: a list of ``host:port``, or a comma-separated string;
+        ``pipeline://host:port`` is a Python pipeline of Paddle Serving. Raises ConfigError for what
+        is no endpoint.
+        """
         self._only_model().teachers = fixed_teachers(teachers)
         return self
 
@@ -171,6 +178,7 @@ class DistillReader(StandIn, IterableDataset):
     ) -> DistillReader:
         """Use at most ``require_max_teacher`` of the teachers that are registered as
         ``teacher_service_name`` in the etcd at ``discovery_servers`` (list or comma-separated).
+        Raises ConfigError for an endpoint or a name that cannot be.
         """
         model = self._only_model()
         model.teachers = service_teachers(discovery_servers, teacher_service_name)
@@ -192,21 +200,26 @@ class DistillReader(StandIn, IterableDataset):
         return self
 
     def set_sample_generator(self, reader: Callable[[], Iterable[Any]]) -> DistillReader:
-        """``reader()`` yields samples: tuples of slots."""
+        """``reader()`` yields samples: tuples of slots without a row dimension. The reader then
+        yields one sample at a time. Raises ConfigError if there is a source already.
+        """
         return self._set_source(reader, _SAMPLE)
 
     def set_sample_list_generator(self, reader: Callable[[], Iterable[Any]]) -> DistillReader:
-        """``reader()`` yields lists of samples."""
+        """``reader()`` yields lists of samples. Raises ConfigError if there is a source already."""
         return self._set_source(reader, _SAMPLE_LIST)
 
     def set_batch_generator(self, reader: Callable[[], Iterable[Any]]) -> DistillReader:
-        """``reader()`` yields batches: tuples, lists or dicts of slots with rows first."""
+        """``reader()`` yields batches: tuples, lists or dicts of slots with rows first. Raises
+        ConfigError if there is a source already.
+        """
         return self._set_source(reader, _BATCH)
 
     def set_loader(self, loader: Iterable[Any]) -> DistillReader:
         """A ``paddle.io.DataLoader``, or any iterable of batches that can be iterated every epoch
         (a list, an IterableDataset, a reader creator), or a map-style Dataset if the reader was
-        made with a ``batch_sampler``. An iterator serves for one epoch.
+        made with a ``batch_sampler``. An iterator serves for one epoch. Raises ConfigError if there
+        is a source already, or for a Dataset without a batch sampler.
         """
         return self._set_source(loader, _BATCH)
 
@@ -229,7 +242,13 @@ class DistillReader(StandIn, IterableDataset):
     # --- iteration --------------------------------------------------------------------------
 
     def __call__(self) -> Iterator[Any]:
-        """One epoch: an iterator over the source's batches with their predictions."""
+        """One epoch: an iterator over the source's batches with their predictions.
+
+        Raises, in a batch's turn: what the source raised; SourceError for what is no batch, or
+        cannot be sent; BatchRefused for rows that teachers refuse; NoTeacherError when there has
+        been no teacher to work for ``no_teacher_timeout`` seconds; ReaderError if no teacher fits,
+        or the reader was closed; ConfigError without source or teachers.
+        """
         if worker_info() is not None:
             return self._epoch_in_worker(self._checked_source())
         if self._places is not None:

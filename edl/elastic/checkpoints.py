@@ -40,7 +40,7 @@ class Place:
 class Checkpoints:
     """The checkpoints in a directory, which has to be the same one for all ranks, on whatever
     machine. The newest ``kept`` are kept. What they hold is read with ``paddle.load``, which
-    unpickles: the directory is trusted.
+    unpickles: the directory is trusted. Raises ConfigError if ``kept`` is below 1.
     """
 
     def __init__(self, directory: Union[str, os.PathLike[str]], kept: int = 2) -> None:
@@ -51,7 +51,7 @@ class Checkpoints:
 
     def save(self, place: Place, rank: int, own: Any, shared: Optional[Any] = None) -> None:
         """Write this rank's part. Rank 0 writes ``shared`` too, and removes what is not needed any
-        more. Both are whatever ``paddle.save`` takes.
+        more. Both are whatever ``paddle.save`` takes. Raises OSError if it cannot be written.
         """
         path = self.directory / str(place)
         path.mkdir(parents=True, exist_ok=True)

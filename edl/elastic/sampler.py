@@ -23,8 +23,9 @@ class ElasticBatchSampler(paddle.io.BatchSampler):
     samples of its order have been seen, and what is left from ``first`` on can be shared by another
     number of ranks.
 
-    ``num_replicas`` and ``rank``: by default, those of ``paddle.distributed``. Raises ConfigError
-    if there is not a batch for every rank.
+    ``batch_size``: rows of each rank's batch. ``num_replicas`` and ``rank``: by default, those of
+    ``paddle.distributed``. ``seed``, with the epoch, decides the order. Raises ConfigError if there
+    is not a batch for every rank, or no such rank.
     """
 
     def __init__(

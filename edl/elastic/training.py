@@ -40,7 +40,8 @@ class ElasticTraining:
 
     Started again with as many ranks, the training does what it would have done undisturbed. With
     another number, the ranks share what is left of the epoch; ``resharded`` is true then, and what
-    counts steps (a schedule) needs ``steps_done``.
+    counts steps (a schedule) needs ``steps_done``. Raises ConfigError for a part without a
+    ``state_dict``.
     """
 
     def __init__(

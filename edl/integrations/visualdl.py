@@ -1,9 +1,11 @@
 """What a reader does, as curves in VisualDL::
 
-writer = visualdl.LogWriter("log")
-for step, (img, label, prob) in enumerate(reader):
-    report(reader, writer, step)
-    ...
+    writer = visualdl.LogWriter("log")
+    for step, (img, label, prob) in enumerate(reader):
+        report(reader, writer, step)
+        ...
+
+VisualDL itself is not imported.
 """
 
 from __future__ import annotations

@@ -64,8 +64,11 @@ class _Pending(NamedTuple):
 
 
 class TeacherClient:
-    """One TCP connection to a teacher. Safe to use from several threads. ``token``: what the
-    teacher wants to be shown.
+    """One TCP connection to a teacher. Safe to use from several threads.
+
+    ``endpoint``: ``host:port``. ``connect_timeout``: seconds. ``send_timeout``: seconds in which
+    the teacher may take no bytes. ``max_answer_bytes``: larger answers end the connection.
+    ``token``: what the teacher wants to be shown.
 
     Raises from the constructor: TeacherUnreachable. After the connection has broken every
     request in flight is answered with TeacherConnectionLost, and so is every later one.
@@ -110,10 +113,13 @@ class TeacherClient:
     def infer(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
     ) -> Outputs:
-        """Outputs for ``feeds`` (rows first), by fetch name; all of them when none is named.
+        """Outputs for ``feeds`` by fetch name; all of them when none is named.
 
-        Raises TeacherTimeout after ``timeout`` seconds, RequestRefused if the teacher finds the
-        request wrong, TeacherUnavailable, TeacherFailed or TeacherConnectionLost otherwise.
+        Both are numpy arrays, rows first, in the shapes and dtypes that
+        :meth:`describe` says. Feeds are not converted. Raises TeacherTimeout after ``timeout``
+        seconds, RequestRefused if the teacher finds the request wrong, AccessDenied if it wants
+        another token, TeacherUnavailable, TeacherFailed, TeacherProtocolError or
+        TeacherConnectionLost otherwise; WireError if an array cannot travel.
         """
         outputs = self._wait(SERVICE, METHOD, encode_request(feeds, fetches), timeout, raw=False)
         assert isinstance(outputs, dict)

@@ -59,8 +59,8 @@ def export_model(
     one of Paddle 3.
 
     A model that is there already stays until the new one is complete, and whole if this fails.
-    Raises ConfigError if names or shapes do not fit the layer, ModelError if Paddle cannot export
-    it.
+    Returns the paths of what was written. Raises MissingDependencyError without Paddle, ConfigError
+    if names or shapes do not fit the layer, ModelError if Paddle cannot export it.
     """
     paddle = import_paddle("exporting a model")
     spec = [

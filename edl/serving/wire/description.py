@@ -107,7 +107,8 @@ class Description:
     ``fingerprint``: teachers whose fingerprints are equal have the same model, so one may answer
     for another. Teachers of ours say one that is made from the model's content. The default, for
     those that say none, begins with "specs:" and is made from feeds and fetches: names, shapes and
-    dtypes in their order. Raises ConfigError for one that is not printable, or longer than 128.
+    dtypes in their order. ``extra``: what else is said, as plain values: a teacher's device and
+    precision. Raises ConfigError for a fingerprint that is not printable, or longer than 128.
     """
 
     feeds: Mapping[str, TensorSpec]
