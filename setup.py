@@ -23,6 +23,7 @@ TEST = [
 ]
 SLIM = ["paddleslim>=2.6", "decorator>=4", "setuptools<81"]  # it needs these and does not say so
 VISUALDL = ["visualdl>=2.5"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
 setup(
@@ -57,6 +58,7 @@ setup(
         "demo": [*ETCD, *DEMO],
         "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *TEST],
         "lint": LINT,
+        "docs": DOCS,
     },
     entry_points={"console_scripts": ["edl = edl.cli.main:main"]},
     classifiers=[

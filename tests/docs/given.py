@@ -1,0 +1,64 @@
+"""What the pages take for granted in their code: a loader, a student, a teacher, a loss."""
+
+import numpy as np
+
+from edl.serving import Description, TensorSpec
+
+SHAPE, CLASSES, ROWS = (3, 224, 224), 10, 8
+
+
+class Predictor:
+    """A teacher that costs nothing. ``--python tests.docs.given:Predictor``."""
+
+    description = Description(
+        {"img": TensorSpec(SHAPE, "float32")}, {"logits": TensorSpec((CLASSES,), "float32")}
+    )
+
+    def run(self, feeds, fetches):
+        means = feeds["img"].reshape(len(feeds["img"]), -1).mean(axis=1)
+        return {"logits": np.outer(means, np.arange(CLASSES, dtype="float32"))}
+
+
+class Writer:
+    """In the place of a visualdl.LogWriter, which tests/integrations have."""
+
+    def add_scalar(self, tag, value, step):
+        assert tag.startswith("edl/")
+        assert isinstance(value, float)
+
+
+def names():
+    """New ones for each page, as the names that its code uses."""
+    import paddle
+
+    from edl.distill.losses import distillation
+
+    class Images(paddle.io.Dataset):
+        def __len__(self):
+            return ROWS
+
+        def __getitem__(self, index):
+            return np.full(SHAPE, index, "float32"), np.int64(index)
+
+    class Network(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.fc = paddle.nn.Linear(3, CLASSES)
+
+        def forward(self, img):
+            return self.fc(img.mean(axis=[2, 3]))
+
+    def soft_label_loss(out, logits, label):
+        return distillation(out, logits) + paddle.nn.functional.cross_entropy(out, label)
+
+    student = Network()
+    return {
+        "train_dataset": Images(),
+        "train_loader": paddle.io.DataLoader(Images(), batch_size=ROWS // 2),
+        "student": student,
+        "optimizer": paddle.optimizer.SGD(0.001, parameters=student.parameters()),
+        "soft_label_loss": soft_label_loss,
+        "teacher": Network(),
+        "second_teacher": Network(),
+        "writer": Writer(),
+    }
