@@ -44,7 +44,7 @@ class BlackHole:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=0)
         self.endpoint = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.fill = []
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(socket.timeout):
             while True:
                 self.fill.append(socket.create_connection(self.listener.getsockname(), 0.3))
 
