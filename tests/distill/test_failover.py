@@ -61,27 +61,39 @@ def test_a_real_paddle_teacher_is_killed_and_another_joins_through_etcd(
 ):
     arguments = ("--model", paddle_model, "--etcd", etcd_server.endpoint, "--service", service)
     options = ("--ttl", 3, "--cpu-threads", 1)
-    count = 1500
-    teachers = [Teacher(*arguments, *options, wait=False) for _ in range(2)]
-    for teacher in teachers:
-        teacher.wait_until_ready()
+    first, second = (Teacher(*arguments, *options, wait=False) for _ in range(2))
+    first.wait_until_ready()
+    second.wait_until_ready()
+    newcomer = None
+    joined = threading.Event()
+    drawn = []
+
+    def until_the_newcomer_has_joined():
+        for batch in numbered(100_000):
+            if joined.is_set():
+                return
+            drawn.append(batch[1])
+            yield batch
+
     reader = DistillReader(["img", "label"], ["twice", "total"])
     reader.set_dynamic_teacher(etcd_server.endpoint, service, require_max_teacher=3)
-    reader.set_batch_generator(lambda: numbered(count))
-    number = -1
+    reader.set_batch_generator(until_the_newcomer_has_joined)
+    taken = []
     with reader:
-        for number, (img, label, twice, total) in enumerate(reader()):
-            assert label == number
+        for img, label, twice, total in reader():
+            taken.append(label)
             assert (twice == 2 * img + 1).all()
             assert (total[:, 0] == img.sum(axis=1)).all()
-            if number == 100:
-                teachers[0].kill(signal.SIGKILL)
-                teachers.append(Teacher(*arguments, *options, wait=False))
-            time.sleep(0.003)  # the student's step: the newcomer has time to join
-        assert number + 1 == count
-        newcomer = teachers[2].wait_until_ready()
-        assert reader.stats()["teachers"][newcomer.endpoint]["answered"] > 0
-    for teacher in teachers:
+            if len(taken) == 100:
+                first.kill(signal.SIGKILL)
+                newcomer = Teacher(*arguments, *options, wait=False)
+            for endpoint, teacher in reader.stats()["teachers"].items():
+                if endpoint not in (first.endpoint, second.endpoint) and teacher["answered"]:
+                    joined.set()
+            time.sleep(0.003)
+    assert joined.is_set()
+    assert taken == drawn
+    for teacher in (first, second, newcomer):
         teacher.close()
 
 
