@@ -15,7 +15,7 @@ from edl.demos import digits
 from edl.errors import EdlError, MissingDependencyError
 from tests.support.processes import ROOT, alive
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def start_demo(tmp_path, *arguments):
