@@ -35,6 +35,7 @@ class SampleBatch:
 
     samples: list[tuple]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    epoch: int = 0
 
     @property
     def rows(self) -> int:
@@ -77,6 +78,7 @@ class ArrayBatch:
     rows: int
     nbytes: int
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    epoch: int = 0
     _arrays: dict[int, np.ndarray] = field(default_factory=dict)
 
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
@@ -107,30 +109,32 @@ class ArrayBatch:
         return (*_slots(value), *predictions.values())
 
 
-def read_samples(samples: Iterable[Any], rows: int) -> Iterator[SampleBatch]:
+def read_samples(samples: Iterable[Any], rows: int, epoch: int = 0) -> Iterator[SampleBatch]:
     """Samples, ``rows`` at a time."""
     iterator = iter(samples)
     while True:
         group = [_sample(sample) for sample in itertools.islice(iterator, rows)]
         if not group:
             return
-        yield SampleBatch(group)
+        yield SampleBatch(group, epoch=epoch)
 
 
-def read_sample_lists(lists: Iterable[Any]) -> Iterator[SampleBatch]:
+def read_sample_lists(lists: Iterable[Any], epoch: int = 0) -> Iterator[SampleBatch]:
     """Lists of samples, one list at a time. Raises SourceError for anything else."""
     for item in lists:
         if not isinstance(item, (list, tuple)):
             raise SourceError(
                 f"a sample list generator must yield lists of samples, not {type(item).__name__}"
             )
-        yield SampleBatch([_sample(sample) for sample in item])
+        yield SampleBatch([_sample(sample) for sample in item], epoch=epoch)
 
 
-def read_batches(batches: Iterable[Any], names: Sequence[Optional[str]]) -> Iterator[ArrayBatch]:
+def read_batches(
+    batches: Iterable[Any], names: Sequence[Optional[str]], epoch: int = 0
+) -> Iterator[ArrayBatch]:
     """Batches of slots. Raises SourceError for one whose rows cannot be counted."""
     for value in batches:
-        yield ArrayBatch(value, _count_rows(value, names), _batch_nbytes(value))
+        yield ArrayBatch(value, _count_rows(value, names), _batch_nbytes(value), epoch=epoch)
 
 
 def _sample(value: Any) -> tuple:

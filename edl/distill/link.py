@@ -21,6 +21,7 @@ from typing import Callable, Optional, Protocol, Union
 import numpy as np
 
 from edl._threads import Loop
+from edl.distill.labels import Maker
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.state import Task
 from edl.errors import (
@@ -30,6 +31,8 @@ from edl.errors import (
     RequestRefused,
     SourceError,
     TeacherError,
+    TeacherFailed,
+    TeacherProtocolError,
     WireError,
 )
 from edl.serving.client.entry import Client, Entry
@@ -53,13 +56,14 @@ _LOOK_EVERY = 0.5
 @dataclass(frozen=True)
 class Wants:
     """What a reader asks of every teacher. ``fallback``: what to take those for that do not say
-    what they serve. ``token``: what they want to be shown.
+    what they serve. ``token``: what they want to be shown. ``targets``: the slot of target ids.
     """
 
     ins: Sequence[Optional[str]]
     predicts: Sequence[str]
     fallback: Optional[Description] = None
     token: str = ""
+    targets: Optional[str] = None
 
 
 class Instead(Enum):
@@ -111,6 +115,7 @@ class TeacherLink:
         self._backoff = _BACKOFF_FIRST
         self._patience = itertools.cycle(_CONNECT_WITHIN)
         self._again = threading.Event()
+        self._said = False
         self._loop = Loop(f"edl-send-{endpoint}", self._connect_and_send, pause=0.0)
 
     def start(self) -> None:
@@ -169,6 +174,7 @@ class TeacherLink:
                 same = self._desk.entry(self) == text
                 return same and self._describe(client, entry) == description
 
+            self._say_who_makes_labels(plan)
             self._desk.link_up(self, client, plan, description.fingerprint)
             started, reason = time.monotonic(), "the connection was given up"
             try:
@@ -180,6 +186,15 @@ class TeacherLink:
                 if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
                     self._backoff = _BACKOFF_FIRST
                 self._desk.link_down(self, client, reason)
+
+    def _say_who_makes_labels(self, plan: Plan) -> None:
+        names = [each.name for each in plan.labellings if each.maker is Maker.STUDENT]
+        if names and not self._said:
+            self._said = True
+            words = (
+                "teacher %s makes no sparse labels: it sends the whole %s, and they are made here"
+            )
+            logger.warning(words, self.endpoint, ", ".join(map(repr, names)))
 
     def _wait_for_another(self, client: Client, entry: Entry, why: str) -> None:
         """Keep a connection that is of no use, because it shows when the teacher is another: that
@@ -196,7 +211,8 @@ class TeacherLink:
 
     def _plan(self, client: Client, entry: Entry) -> tuple[Description, Plan]:
         description = self._describe(client, entry)
-        return description, make_plan(self._wants.ins, self._wants.predicts, description)
+        wants = self._wants
+        return description, make_plan(wants.ins, wants.predicts, description, wants.targets)
 
     def _describe(self, client: Client, entry: Entry) -> Description:
         try:
@@ -225,6 +241,7 @@ class TeacherLink:
             task, batch = work
             try:
                 feeds = plan.feed(batch, task.start, task.stop)
+                label_feeds = plan.label_feeds(batch, task.start, task.stop)
             except SourceError as error:
                 self._desk.rejected(client, task, error)
                 continue
@@ -233,18 +250,35 @@ class TeacherLink:
                 self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
                 continue
             try:
-                client.submit(feeds, fetches, _Reply(self._desk, client, task))
+                reply = _Reply(self._desk, client, task, plan, label_feeds)
+                client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply)
             except WireError as error:
                 self._desk.rejected(client, task, SourceError(str(error)))
 
 
 class _Reply:
-    """Passes a task's answer on, together with the connection it came from."""
+    """Passes a task's answer on, together with the connection it came from: the columns that the
+    ``plan`` reads in it.
+    """
 
-    __slots__ = ("_client", "_desk", "_task")
+    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_task")
 
-    def __init__(self, desk: Desk, client: Client, task: Task) -> None:
+    def __init__(
+        self, desk: Desk, client: Client, task: Task, plan: Plan, label_feeds: dict[str, np.ndarray]
+    ) -> None:
         self._desk, self._client, self._task = desk, client, task
+        self._plan, self._label_feeds = plan, label_feeds
 
     def __call__(self, answer: Answer) -> None:
+        if isinstance(answer, dict):
+            answer = self._read(answer)
         self._desk.answered(self._client, self._task, answer)
+
+    def _read(self, outputs: dict[str, np.ndarray]) -> Answer:
+        endpoint = self._client.endpoint
+        try:
+            return self._plan.read(outputs, self._label_feeds)
+        except WireError as error:
+            return TeacherProtocolError(endpoint, str(error))
+        except ConfigError as error:
+            return TeacherFailed(endpoint, str(error))

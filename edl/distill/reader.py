@@ -22,7 +22,9 @@ from edl.distill.settings import (
     TeacherSpec,
     answer_original_variables,
     check_names,
+    check_targets,
     fallback_description,
+    label_form,
     parse_models,
     teachers_from_environment,
 )
@@ -105,6 +107,10 @@ class DistillReader(StandIn, IterableDataset):
         trace: Union[str, Path, None] = None,
         return_tensors: Optional[str] = None,
         places: Any = None,
+        top_k: Optional[int] = None,
+        temperature: float = 1.0,
+        samples: int = 0,
+        targets: Optional[str] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -125,11 +131,25 @@ class DistillReader(StandIn, IterableDataset):
         come, as tensors, such as "gpu:0" or ``paddle.CUDAPlace(0)``; they are copied there ahead of
         the student. A DataLoader that is the source had better leave its batches on the CPU then
         (``places="cpu"``), where they are read for the teachers.
+        ``top_k``: sparse labels of the predictions, which are logits (rows, ..., classes), instead
+        of the whole; k is ``top_k`` and m is ``samples``. In place of ``logits`` come
+        ``logits.values`` (rows, ..., k), float16, the k largest logits divided by ``temperature``,
+        largest first; ``logits.indices`` (rows, ..., k), int32, their classes; ``logits.logsumexp``
+        (rows, ...), float32, of logits / ``temperature`` over all classes; with ``samples``
+        ``logits.samples`` (rows, ..., m), int32, classes drawn from the others with replacement,
+        in proportion to the teacher's probabilities, so that each stands for 1/m of what the others
+        hold; with ``targets``, the name of a slot of class ids (rows, ...), ``logits.target``
+        (rows, ...), float32, the logit of these divided by ``temperature``, and 0 where an id is no
+        class, as -100. They are made by the teacher, or here for one that cannot. What is drawn
+        depends on the row's feeds, the position in the row and the epoch, and on nothing else.
+        A prediction may say its own form instead, as in ``"logits?top_k=64&temperature=2"``.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
         self._ins = check_names("ins", ins)
-        self._models = parse_models(predicts, teachers)
+        form = label_form(top_k, temperature, samples, targets)
+        self._models = parse_models(predicts, teachers, form)
+        self._targets = check_targets(targets, self._ins, self._models)
         self._limits = limits or Limits()
         check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
@@ -338,7 +358,7 @@ class DistillReader(StandIn, IterableDataset):
         """Items with their predictions. When it is closed early it only signals: that may happen
         in the garbage collector, in any thread and at any moment.
         """
-        batches, ahead = running.begin_iteration(self._read(items), start.models)
+        batches, ahead = running.begin_iteration(self._read(items, start.epoch), start.models)
         del items  # the thread that reads them closes them
         try:
             for batch in batches:
@@ -359,12 +379,12 @@ class DistillReader(StandIn, IterableDataset):
             raise
         running.end_iteration()
 
-    def _read(self, items: Iterator[Any]) -> Iterator[Batch]:
+    def _read(self, items: Iterator[Any], epoch: int) -> Iterator[Batch]:
         if self._form == _SAMPLE:
-            return read_samples(items, self._teacher_batch_size or 32)
+            return read_samples(items, self._teacher_batch_size or 32, epoch)
         if self._form == _SAMPLE_LIST:
-            return read_sample_lists(items)
-        return read_batches(items, self._ins)
+            return read_sample_lists(items, epoch)
+        return read_batches(items, self._ins, epoch)
 
     # --- state ------------------------------------------------------------------------------
 
@@ -507,7 +527,7 @@ class DistillReader(StandIn, IterableDataset):
             configs.append(
                 PoolConfig(
                     teachers=teachers,
-                    wants=Wants(self._ins, model.predicts, fallback, token),
+                    wants=Wants(self._ins, model.predicts, fallback, token, self._targets),
                     task_rows=self._teacher_batch_size or 1 << 30,
                     max_teachers=share_of(most, number, among) if teachers.balanced else None,
                     limits=self._limits,

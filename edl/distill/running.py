@@ -132,8 +132,8 @@ def _predicted(stream: Stream, model: Model) -> Iterator[Batch]:
             raise finished.error
         batch = finished.payload
         assert batch is not None
-        predictions = join_parts(finished.parts, model.predicts)
-        for name in model.predicts:
-            batch.predictions[model.column(name)] = predictions[name]
+        predictions = join_parts(finished.parts, list(finished.parts[0]))
+        for name, array in predictions.items():
+            batch.predictions[model.column(name)] = array
         yield batch
         del finished, predictions, batch

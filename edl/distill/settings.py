@@ -13,7 +13,9 @@ from edl.distill.link import Wants
 from edl.distill.state import Limits
 from edl.distill.teachers import Teachers, parse_teachers, service_teachers
 from edl.errors import ConfigError
+from edl.serving.wire import labels
 from edl.serving.wire.description import Description
+from edl.serving.wire.labels import LabelForm
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +38,17 @@ _WITHOUT_EFFECT = {
 
 @dataclass
 class Model:
-    """One teacher model: where its teachers are, what is asked of them, what it is called."""
+    """One teacher model: where its teachers are, what is asked of them (see ``plan.make_plan``),
+    what it is called.
+    """
 
     teachers: Optional[Teachers]
     predicts: list[str]
     name: str = ""
 
-    def column(self, predict: str) -> str:
-        """The name of a prediction in a batch."""
-        return f"{self.name}.{predict}" if self.name else predict
+    def column(self, name: str) -> str:
+        """What a column of its predictions is called in a batch."""
+        return f"{self.name}.{name}" if self.name else name
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,15 @@ class PoolConfig:
 def parse_models(
     predicts: Union[Sequence[str], Mapping[str, Sequence[str]]],
     teachers: Union[TeacherSpec, Mapping[str, TeacherSpec], None],
+    form: Optional[LabelForm] = None,
 ) -> list[Model]:
-    """The teacher models of a reader's arguments. Raises ConfigError."""
+    """The teacher models of a reader's arguments. ``form``: the predictions are sparse labels.
+    Raises ConfigError.
+    """
     if not isinstance(teachers, Mapping):
         if isinstance(predicts, Mapping):
             raise ConfigError("predicts is a mapping, so teachers must be one with the same names")
-        names = [str(name) for name in check_names("predicts", predicts)]
+        names = _asked("predicts", predicts, form)
         return [Model(None if teachers is None else parse_teachers(teachers), names)]
     by_model = predicts if isinstance(predicts, Mapping) else dict.fromkeys(teachers, predicts)
     if not teachers or by_model.keys() != teachers.keys():
@@ -75,13 +82,45 @@ def parse_models(
             f"teachers are named {', '.join(teachers)}, predicts {', '.join(by_model)}"
         )
     return [
-        Model(
-            parse_teachers(spec),
-            [str(item) for item in check_names(f"predicts of {name}", by_model[name])],
-            str(name),
-        )
+        Model(parse_teachers(spec), _asked(f"predicts of {name}", by_model[name], form), str(name))
         for name, spec in teachers.items()
     ]
+
+
+def _asked(what: str, predicts: Sequence[str], form: Optional[LabelForm]) -> list[str]:
+    """What is asked of teachers for them. Raises ConfigError for one that is said twice."""
+    names = [str(name) for name in check_names(what, predicts)]
+    own = [labels.split(name) for name in names]
+    check_names(what, [name for name, _ in own])
+    if form is None:
+        return names
+    return [labels.ask(name, given or form) for name, given in own]
+
+
+def label_form(
+    top_k: Optional[int], temperature: float, samples: int, targets: Optional[str]
+) -> Optional[LabelForm]:
+    """What these arguments of a reader say. Raises ConfigError."""
+    if top_k is not None:
+        return LabelForm(top_k, temperature, samples, targets is not None)
+    if temperature != 1.0 or samples:
+        raise ConfigError("temperature and samples say how sparse labels are made; set top_k, too")
+    return None
+
+
+def check_targets(
+    targets: Optional[str], ins: Sequence[Optional[str]], models: Sequence[Model]
+) -> Optional[str]:
+    """The slot of target ids, if there is one, and there is if it is needed. Raises ConfigError."""
+    if targets is not None and (not isinstance(targets, str) or targets not in ins):
+        raise ConfigError(f"targets is {targets!r}, which is not one of ins: {list(ins)!r}")
+    forms = [labels.split(name)[1] for model in models for name in model.predicts]
+    needed = any(form is not None and form.target for form in forms)
+    if needed and targets is None:
+        raise ConfigError("labels with the logit of a target need targets=..., the slot of the ids")
+    if targets is not None and not needed:
+        raise ConfigError("targets are for sparse labels; set top_k, too")
+    return targets
 
 
 def check_names(what: str, names: Sequence[Optional[str]]) -> list[Optional[str]]:

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from edl.distill.losses import decoupled_distillation, distillation, soft_cross_entropy
+from edl.distill.losses import (
+    decoupled_distillation,
+    distillation,
+    jensen_shannon_distillation,
+    reverse_distillation,
+    soft_cross_entropy,
+)
 from edl.errors import ConfigError
 
 paddle = pytest.importorskip("paddle")
@@ -49,6 +55,39 @@ def test_distillation(temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_reverse_distillation(temperature):
+    loss = reverse_distillation(*tensors(STUDENT, TEACHER), temperature)
+    p, q = softmax(TEACHER / temperature), softmax(STUDENT / temperature)
+    assert float(loss) == pytest.approx(kl(q, p).mean() * temperature**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_jensen_shannon_distillation(temperature, beta):
+    loss = jensen_shannon_distillation(*tensors(STUDENT, TEACHER), temperature, beta)
+    p, q = softmax(TEACHER / temperature), softmax(STUDENT / temperature)
+    mixture = beta * p + (1 - beta) * q
+    expected = beta * kl(p, mixture) + (1 - beta) * kl(q, mixture)
+    assert float(loss) == pytest.approx(expected.mean() * temperature**2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("beta", "weight", "limit"),
+    [(1e-4, 1e-4, distillation), (1 - 1e-4, 1e-4, reverse_distillation)],
+)
+def test_the_limits_of_jensen_shannon_are_the_two_kls(beta, weight, limit):
+    student, teacher = tensors(STUDENT.astype("f8"), TEACHER.astype("f8"))
+    found = float(jensen_shannon_distillation(student, teacher, 1.0, beta)) / weight
+    assert found == pytest.approx(float(limit(student, teacher, 1.0)), rel=1e-2)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, float("nan")])
+def test_a_jensen_shannon_divergence_that_is_none_is_refused(beta):
+    with pytest.raises(ConfigError, match="beta must be above 0 and below 1"):
+        jensen_shannon_distillation(*tensors(STUDENT, TEACHER), 1.0, beta)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_decoupled_distillation(temperature):
     loss = decoupled_distillation(*tensors(STUDENT, TEACHER, LABELS), 2.0, 3.0, temperature)
     expected = []
@@ -70,7 +109,15 @@ def test_the_parts_add_up_to_distillation_as_in_the_papers_equation_6():
         assert parts == pytest.approx(whole, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", [distillation, decoupled_distillation])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        distillation,
+        decoupled_distillation,
+        reverse_distillation,
+        jensen_shannon_distillation,
+    ],
+)
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss):
     labels = [LABELS] if loss is decoupled_distillation else []
     student, teacher, *labels = tensors(TEACHER, TEACHER, *labels)
@@ -111,3 +158,41 @@ def test_extreme_logits_stay_finite():
 def test_shapes_that_differ_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"student's logits have shape \[6, 5\]"):
         distillation(*tensors(STUDENT, TEACHER[:, :4]))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        soft_cross_entropy,
+        distillation,
+        reverse_distillation,
+        jensen_shannon_distillation,
+        decoupled_distillation,
+    ],
+)
+def test_in_a_static_graph_it_is_the_same_and_leaves_its_arguments_alone(loss):
+    """Paddle computes in place what a program detaches, in the caller's own memory."""
+    labels = [LABELS] if loss is decoupled_distillation else []
+    student, teacher, *labels = tensors(STUDENT, TEACHER, *labels)
+    student.stop_gradient = False
+    expected = float(loss(student, teacher, *labels))
+
+    def step(student, teacher, labels=()):
+        return loss(student, teacher, *labels)
+
+    value = paddle.jit.to_static(step, full_graph=True)(student, teacher, labels)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    value.backward()
+    assert np.isfinite(student.grad.numpy()).all()
+    np.testing.assert_array_equal(student.numpy(), STUDENT)
+    np.testing.assert_array_equal(teacher.numpy(), TEACHER)
+
+
+@pytest.mark.parametrize("loss", [soft_cross_entropy, distillation, decoupled_distillation])
+def test_only_the_student_gets_a_gradient(loss):
+    labels = [LABELS] if loss is decoupled_distillation else []
+    student, teacher, *labels = tensors(STUDENT, TEACHER, *labels)
+    student.stop_gradient = teacher.stop_gradient = False
+    loss(student, teacher, *labels).backward()
+    assert student.grad is not None
+    assert teacher.grad is None

@@ -126,6 +126,29 @@ def test_a_fixed_pipeline_needs_the_conf_file(model, tmp_path):
     assert np.allclose(prob, forward(IMAGES), atol=1e-6)
 
 
+def test_sparse_labels_of_a_paddle_serving_are_made_here_and_are_those_of_a_teacher(
+    model, tmp_path, caplog
+):
+    directory, _ = model
+    conf = directory / "serving_client" / "serving_client_conf.prototxt"
+    images = np.random.default_rng(1).random((40, 4, 3, 2, 2), dtype=np.float32)
+    form = {"top_k": 2, "temperature": 0.5, "samples": 3}
+
+    def labelled_by(teacher):
+        with DistillReader(["img"], ["prob"], list(images), teacher, **form) as reader:
+            return list(reader.set_serving_conf_file(str(conf)))
+
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        with Teacher("--model", directory) as teacher:
+            served = f"pipeline://{pipeline.endpoint}"
+            both = [labelled_by(one) for one in (teacher.endpoint, served)]
+    assert "makes no sparse labels: it sends the whole 'prob'" in caplog.text
+    for ours, theirs in zip(*both):
+        for column, other in zip(ours[1:], theirs[1:]):
+            assert (column.shape, column.dtype) == (other.shape, other.dtype)
+            assert np.allclose(column, other, rtol=1e-3)
+
+
 def test_edl_bench_measures_a_pipeline(model, tmp_path):
     directory, _ = model
     conf = directory / "serving_client" / "serving_client_conf.prototxt"

@@ -90,3 +90,20 @@ class Echo:
 
     def run(self, feeds, fetches):
         return {name: feeds[name.replace("out_", "in_")] for name in fetches}
+
+
+class Tokens:
+    """logits: (rows, tokens, classes) for ids (rows, tokens), always the same for an id."""
+
+    classes = int(os.environ.get("EDL_TEST_CLASSES", "1000"))
+    description = Description(
+        {"ids": TensorSpec((-1,), "int64")}, {"logits": TensorSpec((-1, classes), "float32")}
+    )
+
+    def __init__(self):
+        generator = np.random.default_rng(0)
+        self._table = generator.standard_normal((100, self.classes), np.float32) * 3
+
+    def run(self, feeds, fetches):
+        time.sleep(DELAY)
+        return {"logits": self._table[feeds["ids"]]}

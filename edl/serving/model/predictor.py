@@ -14,7 +14,7 @@ import numpy as np
 from edl._checks import check_count
 from edl._paddle import import_paddle
 from edl.errors import ModelError
-from edl.serving.model.accelerate import configure
+from edl.serving.model.accelerate import configure, gpu_of
 from edl.serving.model.factory import make
 from edl.serving.model.files import ModelFiles, find_model
 from edl.serving.model.fingerprint import fingerprint_of
@@ -88,13 +88,15 @@ def _warm_up(predictor: Predictor) -> None:
 
 
 def run_checked(
-    predictor: Predictor, feeds: dict[str, np.ndarray], fetches: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The predictor's outputs. Raises ModelError if they have not as many rows as the feeds."""
+    predictor: Any, feeds: dict[str, np.ndarray], fetches: Sequence[str], on_device: bool = False
+) -> dict[str, Any]:
+    """The predictor's outputs; ``on_device``: as tensors where it computes. Raises ModelError if
+    they have not as many rows as the feeds.
+    """
     rows = len(next(iter(feeds.values())))
-    outputs = predictor.run(feeds, fetches)
+    outputs = (predictor.run_on_device if on_device else predictor.run)(feeds, fetches)
     for name in fetches:
-        have = outputs[name].shape[:1]
+        have = tuple(outputs[name].shape[:1])
         if have != (rows,):
             raise ModelError(f"output {name!r} has {have} rows for an input of {rows}")
     return outputs
@@ -128,6 +130,7 @@ class PaddlePredictor:
             raise
         except Exception as error:  # whatever Paddle's C++ says of a broken file
             raise ModelError(f"Paddle cannot load {files.program}: {error}") from error
+        self.on_gpu = gpu_of(options.device) is not None
         self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
         self.model = model
         self.description = model.describe(
@@ -145,6 +148,14 @@ class PaddlePredictor:
             alias: self._predictor.get_output_handle(self._names[alias]).copy_to_cpu()
             for alias in fetches
         }
+
+    def run_on_device(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, Any]:
+        """The same as tensors, on the device that has computed them."""
+        paddle = import_paddle("hosting a Paddle model")
+        by_name = {self._names[alias]: array for alias, array in feeds.items()}
+        given = [paddle.to_tensor(by_name[name]) for name in self._predictor.get_input_names()]
+        tensors = dict(zip(self._predictor.get_output_names(), self._predictor.run(given)))
+        return {alias: tensors[self._names[alias]] for alias in fetches}
 
 
 def _identity(files: ModelFiles) -> list[tuple[int, ...]]:

@@ -10,19 +10,19 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from edl.errors import WireError
+from edl.errors import ConfigError, WireError
 from edl.serving.server.batching import Batcher, batch_key
 from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.rate import Rate
-from edl.serving.wire import frame
-from edl.serving.wire.description import Description
+from edl.serving.wire import frame, labels
+from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.messages import Request
 from edl.serving.wire.tensor import as_text_array
 from edl.serving.worker import control
@@ -132,7 +132,8 @@ class Engine:
         descriptions = await asyncio.gather(
             *(worker.start(self._load_timeout) for worker in self._workers)
         )
-        self.description = descriptions[0]
+        first = descriptions[0]
+        self.description = replace(first, extra={**first.extra, labels.DESCRIBED: labels.VERSION})
         self._ready.update(self._workers)
         self._idle.extend(self._workers)
         self.loaded = True
@@ -193,7 +194,10 @@ class Engine:
         if self._broken:
             raise Refusal(frame.ELIMIT, self._broken)
         placed = {name: self._place(job, name, array) for name, array in request.feeds.items()}
-        job.key = batch_key(placed, job.fetches)
+        own = {name: array for name, array in placed.items() if name in self.description.feeds}
+        job.key = batch_key(
+            own, [labels.resolve(self.description, name)[0] for name in job.fetches]
+        )
         return None
 
     def _enqueue(self, job: Job) -> None:
@@ -219,7 +223,7 @@ class Engine:
 
     def _no_rows(self, fetches: list[str]) -> dict[str, np.ndarray]:
         """What any model answers to no rows: outputs of no rows."""
-        specs = {name: self.description.fetches[name] for name in fetches}
+        specs = output_specs(self.description, fetches)
         return {
             name: np.empty((0, *(max(size, 0) for size in spec.shape)), spec.dtype)
             for name, spec in specs.items()
@@ -311,7 +315,7 @@ class Engine:
         """One batch on one worker. Raises WorkerError or WorkerDied."""
         self._running[worker] = asyncio.get_running_loop().time()
         try:
-            return await worker.run([job.refs for job in jobs], jobs[0].fetches)
+            return await worker.run([job.refs for job in jobs], [job.fetches for job in jobs])
         except (WorkerError, WorkerDied):
             raise
         except Exception as error:  # nobody knows what state it is in
@@ -347,7 +351,7 @@ class Engine:
         self._dispatch()
 
     def _answer(self, worker: Worker, jobs: list[Job], result: Result) -> None:
-        """Cut the outputs up by the jobs' rows and hand them out."""
+        """Hand the outputs out."""
         unsent = len(jobs)
 
         def sent() -> None:
@@ -356,11 +360,7 @@ class Engine:
             if not unsent:
                 worker.free(result)
 
-        start = 0
-        for job in jobs:
-            rows = slice(start, start + job.rows)
-            start += job.rows
-            arrays = {name: result.outputs[name][rows] for name in job.fetches}
+        for job, arrays in zip(jobs, list(result.outputs)):
             self._finish(job, Outputs(arrays, sent))
 
     async def _restart(self, worker: Worker) -> None:
@@ -390,31 +390,53 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
 
     Raises Refusal that names the feed or fetch that is wrong, and what was expected.
     """
+    fetches = list(dict.fromkeys(request.fetches)) or list(description.fetches)
+    try:
+        wanted = {**description.feeds, **_label_feeds(description, fetches)}
+        output_specs(description, fetches)
+    except ConfigError as error:
+        raise _refusal(str(error)) from None
     for name in request.feeds:
-        if name not in description.feeds:
-            raise _refusal(
-                f"unknown feed {name!r}; this teacher's feeds: {_names(description.feeds)}"
-            )
+        if name not in wanted:
+            raise _refusal(f"unknown feed {name!r}; this teacher's feeds: {_names(wanted)}")
     rows = set()
-    for name, spec in description.feeds.items():
+    for name, spec in wanted.items():
         if name not in request.feeds:
-            raise _refusal(
-                f"feed {name!r} is missing; this teacher needs {_names(description.feeds)}"
-            )
+            raise _refusal(f"feed {name!r} is missing; this teacher needs {_names(wanted)}")
         wrong = spec.mismatch(request.feeds[name])
         if wrong:
             raise _refusal(f"feed {name!r}: {wrong}")
         rows.add(len(request.feeds[name]))
-    for name in request.fetches:
-        if name not in description.fetches:
-            raise _refusal(
-                f"unknown fetch {name!r}; this teacher's fetches: {_names(description.fetches)}"
-            )
     if len(rows) != 1:
         counts = ", ".join(f"{name}: {len(array)}" for name, array in request.feeds.items())
         raise _refusal(f"feeds differ in their number of rows ({counts})")
-    fetches = list(dict.fromkeys(request.fetches)) or list(description.fetches)
     return fetches, rows.pop()
+
+
+def _label_feeds(description: Description, fetches: list[str]) -> dict[str, TensorSpec]:
+    """What is fed beside the model's own, for the labels that are asked for. Raises ConfigError."""
+    feeds: dict[str, TensorSpec] = {}
+    for name, form in (labels.resolve(description, fetch) for fetch in fetches):
+        if form is not None:
+            feeds.update(labels.feed_specs(description.fetches[name], form))
+    return feeds
+
+
+def output_specs(description: Description, fetches: list[str]) -> dict[str, TensorSpec]:
+    """What is answered, as users see it. Raises ConfigError for fetches that the model does not
+    have, and for two whose answers have the same name.
+    """
+    specs: dict[str, TensorSpec] = {}
+    for fetch in fetches:
+        name, form = labels.resolve(description, fetch)
+        spec = description.fetches[name]
+        parts = {name: spec} if form is None else labels.part_specs(name, spec, form)
+        for part, kind in parts.items():
+            output = part if form is None else labels.column(name, part)
+            if output in specs:
+                raise ConfigError(f"{output!r} is asked for twice, once by {fetch[:80]!r}")
+            specs[output] = kind
+    return specs
 
 
 def _refusal(text: str) -> Refusal:

@@ -27,7 +27,7 @@ from edl.serving.server.gate import Guest
 from edl.serving.server.http import Body, Head, HttpResponse
 from edl.serving.server.metrics import CONTENT_TYPE
 from edl.serving.server.service import Service
-from edl.serving.wire import frame, json_codec
+from edl.serving.wire import frame, json_codec, labels
 from edl.serving.wire.compression import compress
 from edl.serving.wire.messages import METHODS, SERVICE, Request, encode_response
 from edl.serving.wire.tensor import Buffer, size_of
@@ -216,7 +216,8 @@ async def _json(outputs: Outputs, log_id: int) -> list[Buffer]:
     """An answer as JSON, made a piece at a time: others go on meanwhile. Raises WireError."""
     pieces: list[Buffer] = []
     size = 0
-    for piece in json_codec.encode_response_in_pieces(outputs.arrays, log_id):
+    arrays = labels.with_plain_ids(outputs.arrays)
+    for piece in json_codec.encode_response_in_pieces(arrays, log_id):
         pieces.append(piece)
         size += len(piece)
         if size > json_codec.MAX_JSON:

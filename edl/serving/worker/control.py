@@ -10,7 +10,7 @@ import math
 import signal
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -70,12 +70,14 @@ def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     return np.frombuffer(arena.view(offset, math.prod(shape) * kind.itemsize), kind).reshape(shape)
 
 
-def gather(inputs: Arena, requests: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, np.ndarray]:
-    """The feeds of a batch: the requests' rows one after the other, by feed name. The arrays of a
-    single request are views of the arena.
+def gather(
+    inputs: Arena, requests: Sequence[Mapping[str, Sequence[Any]]], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """The feeds of a batch: the requests' rows one after the other, for each of ``names``. The
+    arrays of a single request are views of the arena.
     """
     feeds = {}
-    for name in requests[0]:
+    for name in names:
         arrays = [resolve(inputs, request[name]) for request in requests]
         feeds[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return feeds

@@ -14,10 +14,11 @@ import numpy as np
 
 from edl._checks import check_count
 from edl.errors import ConfigError, EdlError, ModelError
-from edl.serving.model.predictor import Predictor, PredictorOptions, run_checked
+from edl.serving.model.predictor import Predictor, PredictorOptions
 from edl.serving.wire.description import Description
 from edl.serving.worker import control
 from edl.serving.worker.arena import Arena
+from edl.serving.worker.batch import Refs, run_batch
 from edl.serving.worker.child import Child, WorkerDied
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ class WorkerError(EdlError):
 
 @dataclass
 class Result:
-    """A batch's outputs: arrays that view ``block`` of the output arena of the process that has
-    ``made`` them; a block says nothing to the process that came after it.
+    """A batch's outputs, for each request: arrays that view ``block`` of the output arena of the
+    process that has ``made`` them; a block says nothing to the process that came after it.
     """
 
     block: int
-    outputs: dict[str, np.ndarray]
+    outputs: list[dict[str, np.ndarray]]
     made_by: Optional[Child] = None
 
 
@@ -48,11 +49,12 @@ class Worker(Protocol):
     async def start(self, timeout: float) -> Description:
         """Load the model. Raises ModelError if that fails or takes longer than ``timeout`` s."""
 
-    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
         """Compute one batch, made of the requests' rows one after the other.
 
-        A request says for each feed where in the input arena it lies (see ``control``). Raises
-        WorkerError if the predictor raised, WorkerDied if the worker is gone.
+        A request says for each feed where in the input arena it lies (see ``control``); ``fetches``
+        says what each of them wants. Raises WorkerError if the predictor raised, WorkerDied if the
+        worker is gone.
         """
 
     def free(self, result: Result) -> None:
@@ -97,7 +99,7 @@ class WorkerProcess:
             raise ModelError(answer["failed"])
         return Description.from_json(answer["ready"])
 
-    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
         """See Worker."""
         if self._child is None or self._outputs is None:
             raise WorkerDied("the worker process has ended")
@@ -105,7 +107,10 @@ class WorkerProcess:
         answer = await self._child.call({"run": list(requests), "fetches": list(fetches)})
         if "error" in answer:
             raise WorkerError(answer["error"])
-        arrays = {name: control.resolve(outputs, ref) for name, ref in answer["outputs"].items()}
+        arrays = [
+            {name: control.resolve(outputs, ref) for name, ref in refs.items()}
+            for refs in answer["outputs"]
+        ]
         return Result(answer["block"], arrays, self._child)
 
     def free(self, result: Result) -> None:
@@ -148,12 +153,11 @@ class WorkerThread:
         self._given_up = asyncio.get_running_loop().create_future()
         return self._predictor.description
 
-    async def run(self, requests: Sequence[dict[str, list[Any]]], fetches: Sequence[str]) -> Result:
+    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
         """See Worker."""
         assert self._given_up is not None, "run before start"
-        feeds = control.gather(self._inputs, requests)
         running = asyncio.get_running_loop().run_in_executor(
-            self._thread, run_checked, self._predictor, feeds, fetches
+            self._thread, run_batch, self._predictor, self._inputs, requests, fetches
         )
         await asyncio.wait({running, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():

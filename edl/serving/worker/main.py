@@ -3,20 +3,21 @@
 Started as ``python -m edl.serving.worker.main CONTROL_FD INPUT_FD OUTPUT_FD`` with these three
 inherited. Messages (see ``control``):
 
-====================================================  =============================================
-from the front                                        the worker's answer
-====================================================  =============================================
-``{"load": PredictorOptions}``                        ``{"ready": description}`` or ``{"failed"}``
-``{"run": [{feed: ref}, ...], "fetches": [...]}``     ``{"block": offset, "outputs": {fetch: ref}}``
-                                                      or ``{"error": text}``
-``{"free": offset}``                                  none: that block of the output arena is free
-====================================================  =============================================
+==================================================  ===============================================
+from the front                                      the worker's answer
+==================================================  ===============================================
+``{"load": PredictorOptions}``                      ``{"ready": description}`` or ``{"failed"}``
+``{"run": [{feed: ref}, ...], "fetches": [[...]]}`` ``{"block": offset, "outputs": [{name: ref}]}``
+                                                    or ``{"error": text}``
+``{"free": offset}``                                none: that block of the output arena is free
+==================================================  ===============================================
 
 The worker ends when the front closes the control socket, however that happens.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import sys
@@ -25,9 +26,10 @@ from typing import Any, Optional
 import numpy as np
 
 from edl.errors import EdlError, ModelError
-from edl.serving.model.predictor import Predictor, PredictorOptions, load_predictor, run_checked
+from edl.serving.model.predictor import Predictor, PredictorOptions, load_predictor
 from edl.serving.worker import control
 from edl.serving.worker.arena import ALIGNMENT, Allocator, Arena
+from edl.serving.worker.batch import run_batch
 
 logger = logging.getLogger(__name__)
 
@@ -67,27 +69,26 @@ class WorkerLoop:
         control.ignore_signals()  # again: Paddle has changed them
         return {"ready": self._predictor.description.to_json()}
 
-    def _run(self, requests: list[dict[str, Any]], fetches: list[str]) -> dict[str, Any]:
+    def _run(self, requests: list[dict[str, Any]], fetches: list[list[str]]) -> dict[str, Any]:
         assert self._predictor is not None, "run before load"
         try:
-            feeds = control.gather(self._inputs, requests)
-            return self._store(run_checked(self._predictor, feeds, fetches))
+            return self._store(run_batch(self._predictor, self._inputs, requests, fetches))
         except Exception as error:
             logger.warning("a batch failed: %s", error)
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _store(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Lay the outputs into one block of the output arena."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in outputs.items()}
-        starts, size = {}, 0
-        for name, array in arrays.items():
-            starts[name] = size
-            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        block = self._allocate(size)
-        refs = {}
-        for name, array in arrays.items():
-            refs[name] = control.tensor_ref(block + starts[name], array)
-            control.resolve(self._outputs, refs[name])[...] = array
+    def _store(self, answers: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Lay the outputs of all requests into one block of the output arena."""
+        arrays = [array for outputs in answers for array in outputs.values()]
+        starts = [0, *itertools.accumulate(_aligned(array.nbytes) for array in arrays)]
+        block = self._allocate(starts[-1])
+        places = iter(starts)
+        refs = [
+            {name: control.tensor_ref(block + next(places), a) for name, a in outputs.items()}
+            for outputs in answers
+        ]
+        for ref, array in zip((ref for each in refs for ref in each.values()), arrays):
+            control.resolve(self._outputs, ref)[...] = array
         return {"block": block, "outputs": refs}
 
     def _allocate(self, size: int) -> int:
@@ -111,6 +112,10 @@ class WorkerLoop:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._front.sendall(control.pack(message))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def main() -> None:
