@@ -1,4 +1,4 @@
-"""The one place where ``host:port`` is read: teachers, etcd, what is listened on."""
+"""The one place where ``host:port`` is read and written: teachers, etcd, what is listened on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     if not valid or any(sign in host for sign in "[]/ @") or (":" in host and not bracketed):
         raise ConfigError(f"endpoint {text!r} is not host:port")
     return host, int(port)
+
+
+def endpoint_of(host: str, port: int) -> str:
+    """``host:port`` as ``parse_endpoint`` reads it: an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def split_endpoints(text: Union[str, Sequence[str]]) -> list[str]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 import click
 
 from edl.cli.example import example
-from edl.cli.export import feed_spec
-from edl.cli.options import form_option, protocol_option
+from edl.cli.options import feed_option, feed_spec, form_option, protocol_option
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 Measured = list[tuple[str, "Speed"]]
 
 _BUSY = 0.9
+_WIDEST = 400
 _COLUMNS = ("clients", "batch", "rows/s", "p50", "p99", "queue", "compute", "wire", "merged")
 
 
@@ -70,12 +70,8 @@ def _counts(_: click.Context, parameter: click.Parameter, text: str) -> list[int
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="FILE.npz with an array for each feed, rows first.  [default: random numbers]",
 )
-@click.option(
-    "--feed",
-    "feeds",
-    multiple=True,
-    metavar="NAME:DTYPE:SHAPE",
-    help="The size of a feed that the teacher leaves open, as in ids:int64:128.",
+@feed_option(
+    "NAME:DTYPE:SHAPE", "The size of a feed that the teacher leaves open, as in ids:int64:128."
 )
 @click.option(
     "--conf",
@@ -210,6 +206,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _show(measured: Measured) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     for endpoint in dict.fromkeys(name for name, _ in measured):
@@ -226,7 +223,10 @@ def _show(measured: Measured) -> None:
                 *("" if seconds is None else f"{seconds * 1e3:.2f}" for seconds in times),
                 "" if speed.merged is None else f"{speed.merged:.1f}",
             )
-        Console().print(table)
+        console = Console()
+        wide = console.options.update(max_width=_WIDEST)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+        console.print(table)  # figures are not cut off, however narrow the terminal
         for note in _notes(speeds):
             click.echo(note)
 

@@ -8,6 +8,7 @@ from typing import Any, Optional
 import click
 
 from edl.cli.example import example
+from edl.cli.options import feed_option, feed_spec
 from edl.errors import ConfigError
 
 
@@ -24,13 +25,10 @@ from edl.errors import ConfigError
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The layer's parameters: what paddle.save(layer.state_dict(), FILE) wrote.",
 )
-@click.option(
-    "--feed",
-    "feeds",
-    multiple=True,
-    metavar="NAME[:DTYPE:SHAPE]",
-    help="A name for each input, in order; with a layer also its kind, as in "
-    "img:float32:3,224,224 (no batch dimension).",
+@feed_option(
+    "NAME[:DTYPE:SHAPE]",
+    "A name for each input, in order; with a layer also its kind, as in img:float32:3,224,224 "
+    "(no batch dimension).",
 )
 @click.option("--fetch", "fetches", multiple=True, help="A name for each output, in order.")
 @click.option("--pdmodel", is_flag=True, help="A program of Paddle 2, for Paddle Serving 0.9.")
@@ -87,12 +85,3 @@ def _make(target: str, weights: Optional[Path]) -> Any:
                 f"unexpected {', '.join(unexpected) or 'nothing'}"
             )
     return layer
-
-
-def feed_spec(feed: str) -> tuple[str, tuple[list[int], str]]:
-    """Name, row shape and dtype in ``NAME:DTYPE:SHAPE``. Raises UsageError if it is not that."""
-    try:
-        name, dtype, shape = feed.split(":")
-        return name, ([int(size) for size in shape.split(",") if size.strip()], dtype)
-    except ValueError:
-        raise click.UsageError(f"--feed {feed!r} is not NAME:DTYPE:SHAPE") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import click
 
 protocol_option = click.option(
@@ -18,3 +20,17 @@ form_option = click.option(
     show_default=True,
     help="How arrays travel to a pipeline.",
 )
+
+
+def feed_option(metavar: str, meaning: str) -> Callable[[Any], Any]:
+    """``--feed``, any number of times, for an argument ``feeds``."""
+    return click.option("--feed", "feeds", multiple=True, metavar=metavar, help=meaning)
+
+
+def feed_spec(feed: str) -> tuple[str, tuple[list[int], str]]:
+    """Name, row shape and dtype in ``NAME:DTYPE:SHAPE``. Raises UsageError if it is not that."""
+    try:
+        name, dtype, shape = feed.split(":")
+        return name, ([int(size) for size in shape.split(",") if size.strip()], dtype)
+    except ValueError:
+        raise click.UsageError(f"--feed {feed!r} is not NAME:DTYPE:SHAPE") from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from edl._endpoints import endpoint_of
 from edl.cli.example import example
 from edl.errors import ConfigError
 
@@ -143,8 +144,6 @@ def _stop_on_signals() -> asyncio.Event:
 
 async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Event) -> None:
     """Start, register, serve until ``stop``, deregister, drain."""
-    from edl.serving.server.server import endpoint_of
-
     starting = asyncio.ensure_future(server.start())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

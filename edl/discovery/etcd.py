@@ -55,7 +55,11 @@ _GRPC_OPTIONS = [
 
 @dataclass(frozen=True)
 class Credentials:
-    """What etcd wants to be shown: a user and password, and files in PEM format for TLS."""
+    """What etcd wants to be shown: a user and password, and files in PEM format for TLS: who must
+    have signed its certificate, our own certificate, and the key of that.
+
+    Raises ConfigError if one is given without what it goes with, or a file is not there.
+    """
 
     user: Optional[str] = None
     password: Optional[str] = None
@@ -63,28 +67,32 @@ class Credentials:
     cert: Optional[str] = None
     key: Optional[str] = None
 
+    def __post_init__(self) -> None:
+        if (self.user is None) != (self.password is None):
+            raise ConfigError("EDL_ETCD_USER and EDL_ETCD_PASSWORD go together")
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("EDL_ETCD_CERT and EDL_ETCD_KEY go together")
+        if self.cert is not None and self.ca_cert is None:
+            raise ConfigError(  # etcd3 would go on without TLS
+                "EDL_ETCD_CERT and EDL_ETCD_KEY need EDL_ETCD_CA_CERT, who has signed etcd's own"
+            )
+        for path in (self.ca_cert, self.cert, self.key):
+            if path is not None and not os.path.isfile(path):
+                raise ConfigError(f"etcd's certificate or key {path!r} does not exist")
+
     @classmethod
     def from_environment(cls) -> Credentials:
         """From EDL_ETCD_USER, EDL_ETCD_PASSWORD, EDL_ETCD_CA_CERT, EDL_ETCD_CERT, EDL_ETCD_KEY.
-
-        Raises ConfigError if one is set without what it goes with, or a file is not there.
+        Raises ConfigError likewise.
         """
         get = os.environ.get
-        found = cls(
+        return cls(
             get("EDL_ETCD_USER"),
             get("EDL_ETCD_PASSWORD"),
             get("EDL_ETCD_CA_CERT"),
             get("EDL_ETCD_CERT"),
             get("EDL_ETCD_KEY"),
         )
-        if (found.user is None) != (found.password is None):
-            raise ConfigError("EDL_ETCD_USER and EDL_ETCD_PASSWORD go together")
-        if (found.cert is None) != (found.key is None):
-            raise ConfigError("EDL_ETCD_CERT and EDL_ETCD_KEY go together")
-        for path in (found.ca_cert, found.cert, found.key):
-            if path is not None and not os.path.isfile(path):
-                raise ConfigError(f"etcd's certificate or key {path!r} does not exist")
-        return found
 
     def arguments(self) -> dict[str, Optional[str]]:
         """For ``etcd3.client``."""

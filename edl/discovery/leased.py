@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Optional
 
 from edl.discovery.etcd import Etcd
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 3.0  # seconds, at most, between two looks at a key that may have been deleted
 
 
 class LeasedKey:
@@ -20,8 +25,9 @@ class LeasedKey:
         self.key = key
         self._etcd = etcd
         self._ttl = ttl
+        self._look_every = min(ttl / 3, _LOOK_EVERY)
         self._lease: Optional[Any] = None
-        self._refresh_at = 0.0
+        self._refresh_at = self._look_at = 0.0
         self._written = ""
 
     @property
@@ -37,32 +43,49 @@ class LeasedKey:
     def take(self, value: str) -> bool:
         """Write the key unless somebody holds it; whether it is ours now."""
         lease = self._etcd.call(lambda client: client.lease(self._ttl))
+        if not self._put_if_absent(value, lease):
+            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+            return False
+        self._lease, self._written = lease, value
+        now = time.monotonic()
+        self._refresh_at, self._look_at = now + self._ttl / 3, now + self._look_every
+        return True
 
-        def put_if_absent(client: Any) -> bool:
+    def keep(self) -> bool:
+        """Keep the lease alive, which is due every third of its time, and the key there, which
+        somebody may delete; false if etcd has lost the lease, or the key is another's.
+        """
+        lease = self._lease
+        assert lease is not None, "keep before take"
+        if time.monotonic() >= self._refresh_at:
+            replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
+            self._refresh_at = time.monotonic() + self._ttl / 3
+            if not replies or replies[0].TTL <= 0:
+                self._lease = None
+                return False
+        if time.monotonic() >= self._look_at:
+            if not self._is_there(lease):
+                self.release()
+                return False
+            self._look_at = time.monotonic() + self._look_every
+        return True
+
+    def _is_there(self, lease: Any) -> bool:
+        """Whether the key is ours; if it is nobody's, it is written again."""
+        _, found = self._etcd.call(lambda client: client.get(self.key))
+        if found is not None:
+            return bool(found.lease_id == lease.id)
+        logger.warning("%s was deleted, though its lease lives: written again", self.key)
+        return self._put_if_absent(self._written, lease)
+
+    def _put_if_absent(self, value: str, lease: Any) -> bool:
+        def put(client: Any) -> bool:
             absent = client.transactions.create(self.key) == 0
             put = client.transactions.put(self.key, value, lease)
             written, _ = client.transaction(compare=[absent], success=[put], failure=[])
             return written
 
-        if not self._etcd.call(put_if_absent):
-            self._etcd.call(lambda client: client.revoke_lease(lease.id))
-            return False
-        self._lease, self._written = lease, value
-        self._refresh_at = time.monotonic() + self._ttl / 3
-        return True
-
-    def keep(self) -> bool:
-        """Keep the lease alive, which is due every third of its time; false if etcd has lost it."""
-        lease = self._lease
-        assert lease is not None, "keep before take"
-        if time.monotonic() < self._refresh_at:
-            return True
-        replies = self._etcd.call(lambda client: list(client.refresh_lease(lease.id)))
-        self._refresh_at = time.monotonic() + self._ttl / 3
-        if replies and replies[0].TTL > 0:
-            return True
-        self._lease = None
-        return False
+        return self._etcd.call(put)
 
     def change(self, value: str) -> None:
         """Put a new value in place of ours. If that is gone, the next ``keep`` finds it out."""
@@ -81,7 +104,7 @@ class LeasedKey:
 
         written = self._etcd.call(put_if_ours)
         if not written:
-            self._refresh_at = 0.0
+            self._refresh_at = self._look_at = 0.0
         return written
 
     def release(self) -> None:

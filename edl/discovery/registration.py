@@ -26,9 +26,10 @@ class Registration:
 
     A thread writes the entry and keeps its lease alive. The entry is withdrawn while ``healthy()``
     is false and written again when it is true. If etcd loses the lease (it expired while this
-    process was stopped, or etcd was wiped), the entry is written anew, unless another process has
-    taken the endpoint meanwhile. An entry of another process is never overwritten and never
-    removed: writing requires that there is none, and removing is revoking our lease.
+    process was stopped, or etcd was wiped), or somebody deletes the entry, it is written anew
+    within a few seconds, unless another process has taken the endpoint meanwhile. An entry of
+    another process is never overwritten and never removed: writing requires that there is none, and
+    removing is revoking our lease.
 
     ``value``: what the entry says, one line of JSON. ``ttl``: whole seconds that the entry outlives
     this process. ``healthy`` is asked every second, and more often if ``ttl`` is below three.
@@ -119,7 +120,7 @@ class Registration:
         elif not entry.held:
             self._write()
         elif not entry.keep():
-            logger.warning("etcd no longer knows the lease of %s", entry.key)
+            logger.warning("%s is not ours any more: its lease was lost, or the key", entry.key)
             self._write()
         elif entry.value != self._value:
             entry.change(self._value)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from edl.distill.collating import Collate, unpacked
 from edl.distill.progress import Progress, Start
 from edl.distill.workers import worker_info
 from edl.errors import ReaderError
@@ -62,6 +63,7 @@ def tend_dataloaders(
             return begin(self)
         loader = copy.copy(self)
         loader._persistent_workers = False
+        loader.collate_fn = Collate(self)
         if self.num_workers:
             progress = share(self.dataset)
             iteration = _with_workers(loader, _fork_workers(begin, loader), progress)
@@ -92,7 +94,7 @@ def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[An
     start = progress.start
     try:
         yield None
-        yield from _counted(loader, iterator, progress, start)
+        yield from _counted(loader, unpacked(iterator), progress, start)
     finally:
         iterator._shutdown_on_exit()  # waits for a worker for a second at most
 
@@ -113,7 +115,9 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration)
     iterator = begin(loader)
     try:
         yield None
-        yield from _counted(loader, _then_raise(iterator, failures), ahead.progress, start)
+        yield from _counted(
+            loader, _then_raise(unpacked(iterator), failures), ahead.progress, start
+        )
     finally:
         ahead.leave()
         iterator._try_shutdown_all()

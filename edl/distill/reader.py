@@ -126,11 +126,11 @@ class DistillReader(StandIn, IterableDataset):
         NoTeacherError. ``token``: what teachers want to be shown (or the environment variable
         EDL_TOKEN). ``trace``: a file for a timeline that opens in Perfetto (or the environment
         variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
-        ``return_tensors``: predictions as Paddle tensors ("pd") or numpy arrays ("np"); default:
-        tensors where the batch's slots are tensors. ``places``: the device on which whole batches
-        come, as tensors, such as "gpu:0" or ``paddle.CUDAPlace(0)``; they are copied there ahead of
-        the student. A DataLoader that is the source had better leave its batches on the CPU then
-        (``places="cpu"``), where they are read for the teachers.
+        ``return_tensors``: predictions as Paddle tensors ("pd"; strings stay arrays) or numpy
+        arrays ("np"); default: tensors where the batch's slots are tensors. ``places``: the device
+        on which whole batches come, as tensors, such as "gpu:0" or ``paddle.CUDAPlace(0)``; they
+        are copied there ahead of the student. A DataLoader that is the source had better leave its
+        batches on the CPU then (``places="cpu"``), where they are read for the teachers.
         ``top_k``: sparse labels of the predictions, which are logits (rows, ..., classes), instead
         of the whole; k is ``top_k`` and m is ``samples``. In place of ``logits`` come
         ``logits.values`` (rows, ..., k), float16, the k largest logits divided by ``temperature``,

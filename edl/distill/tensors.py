@@ -31,13 +31,16 @@ def as_tensors(return_tensors: Optional[str], places: Any) -> Optional[bool]:
 def convert_predictions(
     predictions: dict[str, np.ndarray], slots: Iterable[Any], wanted: Optional[bool]
 ) -> dict[str, Any]:
-    """``predictions``, as tensors if they are wanted (see ``as_tensors``)."""
+    """``predictions``, as tensors if they are wanted (see ``as_tensors``); strings stay arrays."""
     if wanted is None:
         wanted = any(is_tensor(slot) for slot in slots)
     if not wanted:
         return predictions
     to_tensor = import_paddle("return_tensors").to_tensor
-    return {name: to_tensor(array) for name, array in predictions.items()}
+    return {
+        name: array if array.dtype == object else to_tensor(array)
+        for name, array in predictions.items()
+    }
 
 
 def on_device(reader: Any, places: Any) -> Iterator[Any]:

@@ -165,21 +165,16 @@ class Handout:
         self._failures = _Notes("edl-failures")
 
     def tell_failure(self, position: int, error: Exception) -> None:
-        """For any worker: it can give no item from ``position`` of the epoch on, because of the
-        error that it is handling.
-        """
-        words = f"in a worker of the DataLoader:\n{traceback.format_exc()}"
-        self._failures.append(pickle.dumps((position, _as_bytes(error), words)))
+        """For any worker: it can give no item from ``position`` of the epoch on."""
+        self._failures.append(pickle.dumps((position, error_as_bytes(error))))
 
     def failure(self) -> Optional[tuple[int, Exception]]:
         """The first position of the epoch that some worker cannot give, and the error to raise."""
         told = [pickle.loads(text) for text in self._failures.read()]
         if not told:
             return None
-        position, error_as_bytes, words = min(told, key=operator.itemgetter(0))
-        error = pickle.loads(error_as_bytes)
-        error.__cause__ = ReaderError(words)
-        return position, error
+        position, error = min(told, key=operator.itemgetter(0))
+        return position, error_from_bytes(error)
 
     def tell_order(self, order: Order) -> None:
         """For the first worker."""
@@ -232,14 +227,23 @@ def wait_for(read: Callable[[], Any], what: str, handout: Handout) -> Any:
     return value
 
 
-def _as_bytes(error: Exception) -> bytes:
-    """An error for another process; its words, if it cannot travel itself."""
+def error_as_bytes(error: Exception) -> bytes:
+    """An error for another process, with its traceback; its words, if it cannot travel itself."""
+    words = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         text = pickle.dumps(error)
         pickle.loads(text)
     except Exception:
         text = pickle.dumps(ReaderError(f"{type(error).__name__}: {error}"))
-    return text
+    return pickle.dumps((text, f"in a worker of the DataLoader:\n{words}"))
+
+
+def error_from_bytes(text: bytes) -> Exception:
+    """The inverse; the traceback is the error's cause."""
+    itself, words = pickle.loads(text)
+    error: Exception = pickle.loads(itself)
+    error.__cause__ = ReaderError(words)
+    return error
 
 
 class _Notes:

@@ -40,13 +40,16 @@ class Place:
 class Checkpoints:
     """The checkpoints in a directory, which has to be the same one for all ranks, on whatever
     machine. The newest ``kept`` are kept. What they hold is read with ``paddle.load``, which
-    unpickles: the directory is trusted. Raises ConfigError if ``kept`` is below 1.
+    unpickles: the directory is trusted. Raises ConfigError if ``kept`` is below 1, or the directory
+    is a file.
     """
 
     def __init__(self, directory: Union[str, os.PathLike[str]], kept: int = 2) -> None:
         if kept < 1:
             raise ConfigError(f"kept is {kept}; at least one checkpoint has to be")
         self.directory = Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ConfigError(f"{self.directory} is a file, and no directory of checkpoints")
         self.kept = kept
 
     def save(self, place: Place, rank: int, own: Any, shared: Optional[Any] = None) -> None:
@@ -58,7 +61,7 @@ class Checkpoints:
         _write(path / f"rank-{rank}", own)
         if rank == 0:
             _write(path / "shared", shared)
-            self._remove_old()
+            self._remove_old(place)
 
     def newest(self) -> Optional[Place]:
         """That of the newest checkpoint that is whole, if there is one."""
@@ -73,23 +76,40 @@ class Checkpoints:
         return whole[-1] if whole else None
 
     def load(self, place: Place, part: str) -> Any:
-        """One part, ``shared`` or ``rank-R``, of the checkpoint at a place."""
-        return import_paddle("edl.elastic").load(str(self.directory / str(place) / part))
+        """One part, ``shared`` or ``rank-R``, of the checkpoint at a place. Raises ConfigError if
+        it cannot be read.
+        """
+        path, paddle = self.directory / str(place) / part, import_paddle("edl.elastic")
+        try:
+            return paddle.load(str(path))
+        except Exception as error:  # unpickling what is no checkpoint may raise anything
+            raise ConfigError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); remove {path.parent}, "
+                "and the checkpoint before it is the newest"
+            ) from error
 
     def _found(self) -> list[Place]:
-        names = map(_NAME.fullmatch, os.listdir(self.directory) if self.directory.exists() else ())
+        if not self.directory.exists():
+            return []
+        names = (_NAME.fullmatch(path.name) for path in self.directory.iterdir() if path.is_dir())
         return sorted(Place(*map(int, name.groups())) for name in names if name)
 
     def _missing(self, place: Place) -> list[str]:
         parts = ["shared", *(f"rank-{rank}" for rank in range(place.ranks))]
         return [part for part in parts if not (self.directory / str(place) / part).exists()]
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, written: Place) -> None:
         """All before the oldest that is kept, also those that never became whole."""
         found = self._found()
         whole = [place for place in found if not self._missing(place)]
+        if whole and (whole[-1].epoch, whole[-1].seen) > (written.epoch, written.seen):
+            logger.warning(
+                "%s has a checkpoint %s, which is beyond %s, the one just written: of another "
+                "training? Whoever resumes goes on from there; remove it, or use another directory",
+                self.directory, whole[-1], written,
+            )  # fmt: skip
         for place in found:
-            if len(whole) >= self.kept and place < whole[-self.kept]:
+            if len(whole) >= self.kept and place < min(whole[-self.kept], written):
                 shutil.rmtree(self.directory / str(place))
 
 

@@ -89,14 +89,15 @@ class ElasticTraining:
         own = {
             "paddle": paddle.get_rng_state(),
             "random": json.dumps({"numpy": numpy_state(), "python": random.getstate()}),
-            "reader": None if self._reader is None else json.dumps(self._reader.state_dict()),
+            "reader": None if self._reader is None else json.dumps(self._reader_state()),
         }
         self.checkpoints.save(self._place(), rank, own, shared)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; False if there is none.
 
-        Raises ConfigError if the ranks do not see the same one, or it lacks one of the parts.
+        Raises ConfigError if the ranks do not see the same one, if it cannot be read, or lacks one
+        of the parts, or one of them is of another network.
         """
         place = self.checkpoints.newest()
         self._agree(place)
@@ -111,7 +112,7 @@ class ElasticTraining:
             )
         for name, part in self._parts.items():
             load = getattr(part, "set_state_dict", None) or part.load_state_dict
-            load(states[name])
+            _check_loaded(name, load(states[name]))
         self.epoch, self.seen = place.epoch, place.seen
         self._sampler.set_epoch(place.epoch)
         self._sampler.first = place.seen
@@ -133,6 +134,16 @@ class ElasticTraining:
             self._sampler.first = first
             self._reader.load_state_dict(json.loads(own["reader"]))
 
+    def _reader_state(self) -> dict[str, Any]:
+        """The reader's, which does not know that an epoch is over if the training has left it
+        before its last batch.
+        """
+        state: dict[str, Any] = self._reader.state_dict()
+        if self.seen == 0 and state["delivered"]:
+            kept = {name: state[name] for name in ("version", "fingerprint")}
+            return {**kept, "epoch": state["epoch"] + 1, "delivered": 0}
+        return state
+
     def _place(self) -> Place:
         return Place(self.epoch, self.seen, self._sampler.num_replicas)
 
@@ -147,3 +158,16 @@ class ElasticTraining:
                 f"ranks see different checkpoints in {self.checkpoints.directory} ("
                 f"{', '.join(sorted(set(theirs)))}); the directory has to be the same for all"
             )
+
+
+def _check_loaded(name: str, result: Any) -> None:
+    """A layer leaves what does not fit as it is, and returns the names: what it lacked, and what it
+    did not know.
+    """
+    if not isinstance(result, tuple) or not any(result):
+        return
+    missing, unexpected = (", ".join(names) or "nothing" for names in result)
+    raise ConfigError(
+        f"the checkpoint's {name} is of another network: missing or of another shape {missing}, "
+        f"unexpected {unexpected}"
+    )

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from edl.cli.bench import _notes
+from edl.cli.bench import _notes, _show
 from edl.errors import ConfigError, TeacherError
 from edl.serving import TeacherClient, TensorSpec
 from edl.serving.client.measure import Speed, given_rows, measure, random_rows, read_counters
@@ -57,6 +57,15 @@ def test_for_people_it_is_a_table_and_without_a_terminal_no_bar(slow_teacher):
     assert not [line for line in result.stderr.splitlines() if "INFO" not in line]
     for word in (slow_teacher.endpoint, "rows/s", "p99", "queue", "compute", "wire"):
         assert word in result.stdout
+
+
+def test_no_figure_is_cut_off_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    speed = Speed(1000000, 300, 9, 62854123.4, 3.00483, 4.5, 0.1, 0.001, 3.00321, 0.0012, 1000000.0)
+    _show([("127.0.0.1:9292", speed)])
+    shown = capsys.readouterr().out
+    for figure in ("1000000 ", "62,854,123", "3004.83", "3003.21", "1000000.0", "merged"):
+        assert figure in shown
 
 
 def test_what_it_feeds_it_learns_from_the_teacher(paddle_model):
@@ -270,8 +279,10 @@ def test_random_rows_are_what_the_teacher_wants():
     assert all(not spec.mismatch(rows[name]) for name, spec in specs.items())
     assert len(np.unique(rows["img"])) == 16
     assert set(np.unique(rows["ids"])) <= {0, 1}
-    with pytest.raises(ConfigError, match="'text' has no fixed size"):
+    with pytest.raises(ConfigError, match=r"feed 'text' is text, .*: give data"):
         random_rows({"text": TensorSpec((1,), "str")}, 1)
+    with pytest.raises(ConfigError, match=r"'ids' has no fixed size.* as in ids:int64:128,3, or"):
+        random_rows({"ids": TensorSpec((-1, 3), "int64")}, 1)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def test_tls_with_certificates_of_both_sides(tmp_path):
     [
         ({"EDL_ETCD_USER": "me"}, "go together"),
         ({"EDL_ETCD_CERT": "a"}, "go together"),
+        ({"EDL_ETCD_CERT": "a", "EDL_ETCD_KEY": "b"}, "CERT and EDL_ETCD_KEY need EDL_ETCD_CA_"),
         ({"EDL_ETCD_CA_CERT": "/no/such.pem"}, "'/no/such.pem' does not exist"),
     ],
 )

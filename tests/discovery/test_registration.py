@@ -82,6 +82,32 @@ def test_a_lost_lease_is_replaced(etcd, service, register):
     eventually(lambda: nodes(etcd, service) == {HOST: "mine"})
 
 
+def test_an_entry_that_is_deleted_by_hand_is_written_again(etcd, service, register):
+    registration = register("mine", ttl=60)
+    etcd.call(lambda client: client.delete(nodes_prefix(service) + HOST))
+    assert nodes(etcd, service) == {}
+    eventually(lambda: nodes(etcd, service) == {HOST: "mine"})
+    registration.update("news")
+    eventually(lambda: nodes(etcd, service) == {HOST: "news"})
+    registration.stop()
+    assert nodes(etcd, service) == {}
+
+
+def test_an_entry_that_another_has_written_meanwhile_is_that_ones(etcd, service, register, caplog):
+    """Also if it says the same, and until it is gone."""
+    registration = register("same", ttl=1)
+    lease = etcd.call(lambda client: client.lease(60))
+    key = nodes_prefix(service) + HOST
+    etcd.call(lambda client: client.delete(key))
+    etcd.call(lambda client: client.put(key, "same", lease=lease))
+    eventually(lambda: "another process holds" in caplog.text)
+    registration.update("ours")
+    threading.Event().wait(1.5)
+    assert nodes(etcd, service) == {HOST: "same"}
+    etcd.call(lambda client: client.revoke_lease(lease.id))
+    eventually(lambda: nodes(etcd, service) == {HOST: "ours"})
+
+
 def test_a_process_that_lost_its_entry_neither_overwrites_nor_removes_its_successors(
     etcd, service, register
 ):

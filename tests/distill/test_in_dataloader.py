@@ -132,6 +132,91 @@ def test_batches_that_the_dataloader_collates_stay_in_order(sums_teacher, size):
         assert labels(outer) == EVERYTHING
 
 
+@pytest.mark.parametrize("source", ["arrays", "tensors", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"use_shared_memory": False}])
+def test_tensors_of_workers_are_those_of_their_batch(sums_teacher, source, options):
+    """Paddle's workers hand over what is in a tensor some time after they have let go of it."""
+    count = 300
+
+    def read():
+        for number in range(count):
+            img, label = np.full((4, 3), number % 256, "f4"), np.full((4, 1), number)
+            wide = paddle.full([4, 64], number % 256, "bfloat16")
+            if source == "tensors":
+                img, label = paddle.to_tensor(img), paddle.to_tensor(label)
+            yield (img, label) if source != "bfloat16" else (img, label, wide)
+
+    ins = ["img", "label", "wide"][: 3 if source == "bfloat16" else 2]
+    teachers = sums_teacher.endpoint
+    reader = DistillReader(ins, ["prob"], read, teachers, return_tensors="pd")
+    with reader:
+        seen = []
+        for img, label, *wide, prob in around(reader, 2, **options):
+            numbers = label.numpy().reshape(-1)
+            assert (img.numpy().reshape(-1, 3) == numbers[:, None] % 256).all()
+            assert (prob.numpy().reshape(-1, 2)[:, 0] == numbers % 256 * 3).all()
+            for slot in wide:
+                assert slot.dtype == paddle.bfloat16
+                values = slot.astype("float32").numpy().reshape(-1, 64)
+                assert (values == numbers[:, None] % 256).all()
+            seen += numbers.tolist()
+    assert seen == [number for number in range(count) for _ in range(4)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("size", [None, 2])
+def test_what_collating_raises_is_raised_in_its_turn(sums_teacher, workers, size):
+    def collate(items):
+        labels = [items[1]] if size is None else [slots[1] for slots in items]
+        if any((label == batch(8)[1]).all() for label in labels):
+            raise LookupError("no such class")
+        return np.concatenate(labels)
+
+    with make(sums_teacher, batches) as reader:
+        outer = iter(around(reader, workers, batch_size=size, collate_fn=collate))
+        seen = []
+        with pytest.raises(LookupError, match="no such class"):
+            seen.extend(int(label[0]) for label in outer)
+        assert seen == [int(batch(number)[1][0]) for number in range(0, 8, size or 1)]
+        assert reader.state_dict()["delivered"] == 8
+        assert labels(around(reader, workers))[-ROWS:] == EVERYTHING[-ROWS:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("slot", "words"),
+    [
+        (np.array(["a", "b"]), r"slot \[1\] of a batch is an array of dtype <U1"),
+        ({"names": [np.array([None, 3])]}, r"slot \[1\]\['names'\]\[0\] .* dtype object"),
+        (np.ones(2, ">f4"), "dtype >f4"),
+    ],
+)
+def test_what_no_tensor_can_be_made_of_is_named(sums_teacher, workers, slot, words):
+    def source():
+        yield np.ones((2, 3), "f4"), np.zeros(2)
+        yield np.ones((2, 3), "f4"), slot
+
+    with DistillReader(["img", None], ["prob"], source, sums_teacher.endpoint) as reader:
+        outer = iter(around(reader, workers))
+        next(outer)
+        with pytest.raises(SourceError, match=words):
+            next(outer)
+
+
+@pytest.mark.parametrize("slot", [np.zeros((0, 3)), paddle.zeros([0, 3])])
+def test_slots_without_elements_are_refused_where_paddle_cannot_share_them(sums_teacher, slot):
+    source = [(np.ones((2, 3), "f4"), slot)] * 3
+    with DistillReader(["img", None], ["prob"], source, sums_teacher.endpoint) as reader:
+        with pytest.raises(SourceError, match=r"slot \[1\] of a batch has no elements"):
+            next(iter(around(reader, 2)))
+        outer = around(reader, 2, use_shared_memory=False)
+        if isinstance(slot, np.ndarray):
+            assert [empty.shape for _, empty, _ in outer] == [[0, 3]] * 3
+        else:
+            with pytest.raises(SourceError, match="let it be an array"):
+                next(iter(outer))
+
+
 def test_the_dataloaders_own_settings_stay(sums_teacher):
     with make(sums_teacher, list(batches())) as reader:
         outer = around(reader, 1, persistent_workers=True)

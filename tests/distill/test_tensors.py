@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edl.distill import DistillReader
-from edl.errors import ConfigError
+from edl.errors import ConfigError, SourceError
+from edl.serving import serve
 from tests.support.processes import eventually
 
 paddle = pytest.importorskip("paddle")
@@ -119,6 +120,21 @@ def test_a_dataloader_around_it_has_places_of_its_own(sums_teacher, workers):
     with reader_of(sums_teacher, places="cpu") as reader:
         outer = paddle.io.DataLoader(reader, batch_size=None, num_workers=workers)
         assert [int(label[0]) for _, label, _ in outer] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("slots", [np.asarray, paddle.to_tensor])
+def test_strings_stay_arrays(slots):
+    def name(img):
+        return np.array([f"class {int(row[0])}" for row in img])
+
+    feeds, source = {"img": ((3,), "float32")}, [(slots(np.full((2, 3), 7, "f4")),)]
+    with serve(name, feeds, {"name": ((), "str")}) as teacher:
+        teachers = teacher.endpoint
+        with DistillReader(["img"], ["name"], source, teachers, return_tensors="pd") as reader:
+            assert [batch[1].tolist() for batch in reader] == [["class 7"] * 2]
+        with DistillReader(["img"], ["name"], source, teachers, places="cpu") as reader:
+            with pytest.raises(SourceError, match=r"slot \[1\] of a batch .* dtype object"):
+                next(iter(reader))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,37 @@ def test_none_kept_is_refused(tmp_path):
         Checkpoints(tmp_path, kept=0)
 
 
+def test_a_checkpoint_is_kept_beside_those_of_another_training_and_that_is_said(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    for place in (Place(7, 0, 1), Place(8, 0, 1)):
+        write(checkpoints, place, (0,))
+    assert not caplog.text
+    write(checkpoints, Place(0, 64, 1), (0,))
+    assert checkpoints.load(Place(0, 64, 1), "rank-0") == {"rank": 0}
+    assert "0008-000000000-of-1, which is beyond 0000-000000064-of-1" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04cnowhere\nno_class\n."])
+def test_a_part_that_is_none_is_named_with_the_remedy(tmp_path, content):
+    checkpoints, place = Checkpoints(tmp_path), Place(0, 64, 1)
+    write(checkpoints, place, (0,))
+    (tmp_path / str(place) / "shared").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"of-1/shared cannot be read .*remove .*-of-1, and"):
+        checkpoints.load(place, "shared")
+
+
+def test_what_is_no_directory_is_refused_or_left_alone(tmp_path):
+    file = tmp_path / str(Place(0, 1, 1))
+    file.touch()
+    with pytest.raises(ConfigError, match="is a file, and no directory"):
+        Checkpoints(file)
+    checkpoints = Checkpoints(tmp_path, kept=1)
+    for seen in (2, 3):
+        write(checkpoints, Place(0, seen, 1), (0,))
+    assert checkpoints.newest() == Place(0, 3, 1)
+    assert file.exists()
+
+
 WRITER = """
 import itertools, sys
 import numpy as np

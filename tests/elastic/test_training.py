@@ -51,10 +51,10 @@ class Run:
         self.training = ElasticTraining(directory, self.batches, reader, **parts)
         self.resumed = self.training.resume()
 
-    def steps(self, save_at=None):
-        """(epoch, samples seen, labels, loss) of each step that is left."""
+    def steps(self, save_at=None, most=None):
+        """(epoch, samples seen, labels, loss) of each step that is left, so many in each epoch."""
         for epoch in self.training.epochs(EPOCHS):
-            for image, label, *_ in self.source:
+            for image, label, *_ in itertools.islice(self.source, most):
                 noise = paddle.rand([1]) + np.random.rand() + random.random()
                 pixels = paddle.to_tensor(image) / SAMPLES
                 loss = (self.net(pixels) - noise).square().mean()
@@ -85,6 +85,18 @@ def test_a_resumed_training_does_what_an_undisturbed_one_does(
     resumed_after = again.training.epoch * SAMPLES // BATCH + again.training.seen // BATCH
     assert 0 < resumed_after <= killed_after
     assert first[:resumed_after] + list(again.steps()) == undisturbed
+
+
+@pytest.mark.parametrize("with_teacher", [False, True], ids=["alone", "distilled"])
+def test_epochs_that_are_left_early_are_over_for_who_resumes_too(
+    sums_teacher, tmp_path, with_teacher
+):
+    teacher, most = sums_teacher if with_teacher else None, 3
+    undisturbed = list(Run(tmp_path / "undisturbed", teacher).steps(most=most))
+    first = list(itertools.islice(Run(tmp_path / "disturbed", teacher).steps(most=most), most + 1))
+    again = Run(tmp_path / "disturbed", teacher)
+    assert (again.training.epoch, again.training.seen) == (1, 0)
+    assert first[:most] + list(again.steps(most=most)) == undisturbed
 
 
 def test_another_number_of_ranks_shares_what_is_left_of_the_epoch(tmp_path):
@@ -131,6 +143,17 @@ def test_a_part_without_a_state_and_a_checkpoint_without_a_part_are_named(tmp_pa
     )
     with pytest.raises(ConfigError, match="has no state of ema"):
         more.resume()
+
+
+@pytest.mark.parametrize("sizes", [(4, 7), (4, 1)])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, sizes):
+    Run(tmp_path).training.save()
+    net = paddle.nn.Linear(*sizes)
+    if sizes == (4, 1):
+        net = paddle.nn.Sequential(net)
+    batches = ElasticBatchSampler(Numbers(), BATCH, 1, 0)
+    with pytest.raises(ConfigError, match=r"checkpoint's net is of another network: .*weight"):
+        ElasticTraining(tmp_path, batches, net=net).resume()
 
 
 RANK = """

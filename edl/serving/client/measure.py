@@ -62,10 +62,13 @@ def random_rows(specs: Mapping[str, TensorSpec], rows: int) -> dict[str, np.ndar
     generator = np.random.default_rng(0)
     feeds = {}
     for name, spec in specs.items():
+        if spec.dtype == "str":
+            raise ConfigError(f"feed {name!r} is text, and there is no random one: give data")
         if not spec.has_fixed_size:
+            example = ",".join("128" if size < 0 else str(size) for size in spec.shape)
             raise ConfigError(
                 f"feed {name!r} has no fixed size ({list(spec.shape)}, {spec.dtype}): give the "
-                f"size of a row, as in {name}:{spec.dtype}:128, or data"
+                f"size of a row, as in {name}:{spec.dtype}:{example}, or data"
             )
         shape = (rows, *spec.shape)
         whole = np.dtype(spec.dtype).kind in "iub"

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional, Union
 from edl._paddle import import_paddle
 from edl.errors import ConfigError, ModelError
 from edl.serving.model.files import SERVER_DIRECTORY, ModelFiles, find_model
-from edl.serving.model.layer import evaluating
+from edl.serving.model.layer import evaluating, in_order
 from edl.serving.model.predictor import PaddlePredictor, PredictorOptions
 from edl.serving.model.prototxt import (
     CLIENT_CONF,
@@ -27,7 +27,7 @@ from edl.serving.model.prototxt import (
     write_config,
 )
 from edl.serving.model.replace import replacing
-from edl.serving.wire.description import Fetches, Specs, parse_specs
+from edl.serving.wire.description import Fetches, Specs, fetch_names, parse_specs
 
 CLIENT_DIRECTORY = "serving_client"
 _PREFIX = "model"
@@ -53,7 +53,7 @@ def export_model(
     ``feeds``: for each argument of ``forward``, in order, its name, row shape (no batch dimension)
     and dtype, as in ``{"img": ((3, 224, 224), "float32")}``.
     ``fetches``: a name for each value that ``forward`` returns, in order; if it returns a dict with
-    the same names, they go by name. A mapping like ``feeds`` says which shapes and dtypes they must
+    these names, they go by name. A mapping like ``feeds`` says which shapes and dtypes they must
     have, too.
     ``pdmodel``: write a program of Paddle 2, as Paddle Serving 0.9 needs it, instead of a ``.json``
     one of Paddle 3.
@@ -63,20 +63,21 @@ def export_model(
     if names or shapes do not fit the layer, ModelError if Paddle cannot export it.
     """
     paddle = import_paddle("exporting a model")
+    names = fetch_names(fetches)
     spec = [
         paddle.static.InputSpec([None, *shape], dtype, name)
         for name, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
     ]
     with _replacing_model(Path(directory)) as (server, client):
         with evaluating(layer), _program_format(paddle, pdmodel):
-            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, list(fetches)))
+            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, names))
             try:
                 paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
             except Exception as error:  # Paddle's own variety
                 raise ModelError(f"Paddle cannot export {type(layer).__name__}: {error}") from error
             finally:
                 hook.remove()
-        model = _describe(server, client, list(feeds), list(fetches))
+        model = _describe(server, client, list(feeds), names)
         if isinstance(fetches, Mapping):
             _check_specs(model.fetches, fetches)
     return find_model(Path(directory) / SERVER_DIRECTORY)
@@ -142,9 +143,7 @@ def _distinct_outputs(paddle: Any, fetches: Sequence[str]) -> Callable[..., Any]
     """
 
     def hook(_: Any, feeds: Any, outputs: Any) -> Any:
-        if isinstance(outputs, Mapping):
-            names = fetches if set(fetches) == set(outputs) else outputs
-            outputs = [outputs[name] for name in names]
+        outputs = in_order(outputs, fetches)
         latest = {id(feed): feed for feed in paddle.utils.flatten(feeds)}
 
         def distinct(value: Any) -> Any:

@@ -37,30 +37,46 @@ def layer_function(
     """What computes ``layer`` without gradients, where its parameters are.
 
     The function takes an array for each feed by its name; they are the arguments of ``forward`` in
-    the order of ``feeds``. It returns the tensors that ``forward`` returns, in order; of a dict
-    with the names in ``fetches``, in the order of these. bfloat16 is returned as float32, which
-    holds the same values. It raises ModelError if the layer is in training mode.
+    the order of ``feeds``. It returns the tensors that ``forward`` returns (see ``in_order``).
+    bfloat16 is returned as float32, which holds the same values. It raises ModelError if the layer
+    or a part of it is in training mode.
     """
     paddle = sys.modules["paddle"]
+    parts = layer.sublayers(include_self=True)
 
     def compute(**arrays: Any) -> tuple[Any, ...]:
-        if layer.training:
-            raise ModelError(
-                f"{type(layer).__name__} was put into training mode while it is served; train a "
-                "copy of it"
-            )
+        for part in parts:
+            if part.training:
+                raise ModelError(
+                    f"{type(part).__name__} was put into training mode while it is served; train a "
+                    "copy of it"
+                )
         with paddle.no_grad():
             place = _place_of(layer)
             values = layer(*(paddle.to_tensor(arrays[feed], place=place) for feed in feeds))
-        if isinstance(values, Mapping):
-            by_name = set(values) == set(fetches)
-            values = [values[name] for name in (fetches if by_name else values)]
-        values = paddle.utils.flatten(values)
+        tensors = filter(paddle.is_tensor, paddle.utils.flatten(in_order(values, fetches)))
         return tuple(
-            value.astype("float32") if value.dtype == paddle.bfloat16 else value for value in values
+            value.astype("float32") if value.dtype == paddle.bfloat16 else value
+            for value in tensors
         )
 
     return compute
+
+
+def in_order(outputs: Any, fetches: Sequence[str]) -> Any:
+    """What ``forward`` returns, in the order of ``fetches``. A dict that has them all is taken by
+    name, one that has none of them in its own order, and anything else is in order as it is. Raises
+    ModelError for a dict that has some of them only.
+    """
+    if not isinstance(outputs, Mapping):
+        return outputs
+    missing = [name for name in fetches if name not in outputs]
+    if missing and len(missing) < len(fetches):
+        raise ModelError(
+            f"the layer returns a dict of {', '.join(map(str, outputs))}, without "
+            f"{', '.join(missing)}: name the fetches as it does"
+        )
+    return [outputs[name] for name in (outputs if missing else fetches)]
 
 
 def _place_of(layer: Any) -> Any:

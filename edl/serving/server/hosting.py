@@ -11,14 +11,16 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from edl._endpoints import endpoint_of
 from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.model.layer import evaluating, is_layer, layer_function
-from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer, endpoint_of
+from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
 from edl.serving.wire.description import (
     Description,
     Fetches,
     Specs,
     TensorSpec,
+    fetch_names,
     parse_specs,
 )
 from edl.serving.worker.arena import Arena
@@ -129,13 +131,13 @@ def serve(
     Raises ConfigError if the address is taken, if a shape, a dtype or the fingerprint is none, or
     if names alone do not say enough.
     """
-    if not fetches or not feeds:
-        raise ConfigError("a teacher needs at least one feed and one fetch")
-    takes = parse_specs(feeds)
+    if not feeds:
+        raise ConfigError("a teacher needs at least one feed")
+    takes, names = parse_specs(feeds), fetch_names(fetches)
     with contextlib.ExitStack() as stack:
         if is_layer(function):
             stack.enter_context(evaluating(function))
-            function = layer_function(function, list(feeds), list(fetches))
+            function = layer_function(function, list(feeds), names)
         gives = _fetch_specs(function, takes, fetches)
         predictor = FunctionPredictor(function, Description(takes, gives, fingerprint=fingerprint))
 
@@ -167,6 +169,9 @@ def _fetch_specs(
     try:
         outputs = _named(function(**{name: spec.zeros() for name, spec in feeds.items()}), fetches)
         arrays = {name: np.asarray(outputs[name]) for name in fetches}
+        for name, array in arrays.items():
+            if array.shape[:1] != (1,):
+                raise ModelError(f"output {name!r} has shape {array.shape} for one row")
     except Exception as error:  # whatever a user's function raises
         raise ConfigError(
             f"a row of zeros does not show shape and dtype of {', '.join(fetches)}: {remedy} "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Optional
 
 from edl._checks import check_count, check_positive
+from edl._endpoints import endpoint_of
 from edl.errors import ConfigError, WireError
 from edl.serving.server.batching import Batcher
 from edl.serving.server.engine import Engine, Job
@@ -250,11 +251,6 @@ class TeacherServer:
             idle = limits.idle
         await frames.settle()
         await stream.finish(patience=1.0)
-
-
-def endpoint_of(host: str, port: int) -> str:
-    """``host:port`` as ``parse_endpoint`` reads it: an IPv6 address is in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

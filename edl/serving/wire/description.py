@@ -163,6 +163,16 @@ def parse_specs(specs: Specs) -> dict[str, TensorSpec]:
     return result
 
 
+def fetch_names(fetches: Fetches) -> list[str]:
+    """The names. Raises ConfigError if they are not different ones, at least one."""
+    if isinstance(fetches, str) or not all(isinstance(name, str) for name in fetches):
+        raise ConfigError(f"fetches must be a list of names, not {fetches!r}")
+    names = list(fetches)
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"fetches must hold different names, at least one: {names!r}")
+    return names
+
+
 def _fingerprint_of(feeds: Mapping[str, TensorSpec], fetches: Mapping[str, TensorSpec]) -> str:
     text = json.dumps([_specs_to_json(feeds), _specs_to_json(fetches)])
     return SPECS_ONLY + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

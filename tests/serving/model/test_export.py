@@ -100,8 +100,9 @@ def test_a_feed_may_be_called_like_a_variable_of_the_program(name, pdmodel, tmp_
         (lambda x, twice: {"b": twice, "a": x}, {"b": 2 * X, "a": X}),
         (lambda x, twice: {"b": twice, "a": x}, {"a": X, "b": 2 * X}),
         (lambda x, twice: {"b": twice, "a": x}, {"first": 2 * X, "second": X}),
+        (lambda x, twice: {"b": twice, "a": x, "c": x}, {"a": X, "b": 2 * X}),
     ],
-    ids=["feed", "twice", "nested", "dict", "dict by name", "dict in order"],
+    ids=["feed", "twice", "nested", "dict", "dict by name", "dict in order", "dict of more"],
 )
 def test_outputs_are_what_forward_returns_whatever_that_is(choose, values, pdmodel, tmp_path):
     export_model(Scaled(choose), tmp_path, {"x": ((3,), "float32")}, list(values), pdmodel=pdmodel)
@@ -109,6 +110,21 @@ def test_outputs_are_what_forward_returns_whatever_that_is(choose, values, pdmod
     assert answer.keys() == values.keys()
     for name, value in values.items():
         np.testing.assert_array_equal(answer[name], value)
+
+
+@pytest.mark.parametrize(
+    ("fetches", "words"),
+    [
+        (["a", "c"], "a dict of b, a, without c: name the fetches"),
+        ("a", "fetches must be a list of names"),
+        (["a", "a"], "must hold different names"),
+    ],
+)
+def test_names_that_are_not_those_of_a_dict_are_refused(fetches, words, tmp_path):
+    layer = Scaled(lambda x, twice: {"b": twice, "a": x})
+    with pytest.raises((ConfigError, ModelError), match=words):
+        export_model(layer, tmp_path, {"x": ((3,), "float32")}, fetches)
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_layers_own_hooks_are_part_of_it(tmp_path):

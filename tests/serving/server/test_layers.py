@@ -104,6 +104,49 @@ def test_a_layer_that_is_trained_meanwhile_says_so_instead_of_answering_otherwis
             client.infer({"x": X})
 
 
+def test_a_part_of_it_that_is_trained_meanwhile_says_so_too():
+    net = mixed()
+    with serve(net, FEEDS, ["y"]) as teacher, TeacherClient(teacher.endpoint) as client:
+        net[0].train()
+        with pytest.raises(TeacherFailed, match="Dropout was put into training mode"):
+            client.infer({"x": X})
+
+
+class Returns(paddle.nn.Layer):
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x):
+        return self.choose(x)
+
+
+def test_what_is_not_named_or_no_tensor_is_left_out():
+    net = Returns(lambda x: {"b": x, "unused": x + 2, "a": x + 1})
+    with serve(net, FEEDS, ["a", "b"]) as teacher, TeacherClient(teacher.endpoint) as client:
+        answer = client.infer({"x": X})
+    assert (answer["a"] == X + 1).all()
+    assert (answer["b"] == X).all()
+    with serve(Returns(lambda x: (x, None, [x + 1])), FEEDS, ["b", "a"]) as teacher:
+        with TeacherClient(teacher.endpoint) as client:
+            assert (client.infer({"x": X})["a"] == X + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("choose", "fetches", "words"),
+    [
+        (lambda x: {"b": x, "a": x}, ["a", "c"], "a dict of b, a, without c: name the fetches"),
+        (lambda x: x.sum(), ["y"], r"output 'y' has shape \(\) for one row"),
+        (lambda x: x, "y", "fetches must be a list of names, not 'y'"),
+        (lambda x: (x, x), ["y", "y"], "must hold different names"),
+        (lambda x: (x, x), [], "at least one"),
+    ],
+)
+def test_fetches_that_are_not_what_it_returns_are_refused(choose, fetches, words):
+    with pytest.raises(ConfigError, match=words):
+        serve(Returns(choose), FEEDS, fetches)
+
+
 def test_a_teacher_that_cannot_begin_leaves_the_layer_as_it_was():
     net = mixed()
     with serve(lambda x: x, FEEDS, ["y"]) as other:
