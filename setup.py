@@ -23,6 +23,8 @@ TEST = [
 ]
 SLIM = ["paddleslim>=2.6", "decorator>=4", "setuptools<81"]  # it needs these and does not say so
 VISUALDL = ["visualdl>=2.5"]
+# What PaddleFormers does not say: newer ones of these do not fit it, or each other.
+LLM = ["paddleformers==1.0.0", "transformers>=4.55.1,<5", "huggingface_hub<1", "datasets>=3,<5"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
@@ -55,6 +57,7 @@ setup(
         "plot": PLOT,
         "paddleslim": SLIM,
         "visualdl": VISUALDL,
+        "llm": LLM,
         "demo": [*ETCD, *DEMO],
         "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *TEST],
         "lint": LINT,

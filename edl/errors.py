@@ -78,6 +78,12 @@ class ModelError(EdlError):
     """A model cannot be found, read, exported or run."""
 
 
+class BadRequest(EdlError, ValueError):
+    """What a request feeds or asks for is wrong, whoever computes it. For predictors to raise: who
+    asked is answered with its words (RequestRefused), and it is asked of no other teacher for long.
+    """
+
+
 # --- discovery ------------------------------------------------------------------------------
 
 

@@ -146,7 +146,7 @@ def _teacher(endpoint: str, options: Mapping[str, Any]) -> Callable[[int, int], 
     said = Entry(options["protocol"], options["form"], _description(options["conf"]))
     entry = learn(endpoint, said, token, timeout)
     description = entry.description or Description({}, {})
-    specs = {**description.feeds, **_sizes(options["feeds"], entry.description)}
+    specs = {**description.needed, **_sizes(options["feeds"], entry.description)}
     if not specs:
         raise ConfigError(
             f"{endpoint} does not say what it serves: give its serving_client_conf.prototxt with "

@@ -31,6 +31,20 @@ _STARTED = round(time.time(), 3)
 @click.command(epilog=example("edl teacher --model ./model --etcd 127.0.0.1:2379 --service resnet"))
 @click.option("--model", help="Directory (or DIR/NAME prefix) of a Paddle inference model.")
 @click.option("--python", help="MODULE:FACTORY of a predictor in Python instead of a model.")
+@click.option(
+    "--causal-lm", help="Checkpoint directory of a PaddleFormers language model instead of a model."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32", "float16"]),
+    help="What a language model computes in.  [default: its own; float32 on the CPU]",
+)
+@click.option(
+    "--top-k",
+    default=256,
+    show_default=True,
+    help="Classes, and samples, of a token that may be asked of a language model.",
+)
 @click.option("--etcd", help="etcd endpoints to register in, comma-separated.")
 @click.option("--service", help="Service name to register under.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -67,6 +81,12 @@ _STARTED = round(time.time(), 3)
 @click.option("--tensorrt", is_flag=True, help="TensorRT engines on the GPU.")
 @click.option("--max-batch-rows", default=64, show_default=True, help="Rows merged into one batch.")
 @click.option(
+    "--max-batch-tokens",
+    default=16384,
+    show_default=True,
+    help="Tokens of one batch, rows filled up to the longest; where rows are sequences.",
+)
+@click.option(
     "--max-wait-ms", default=0.0, show_default=True, help="How long a request waits to be merged."
 )
 @click.option(
@@ -87,8 +107,13 @@ def command(**options: Any) -> None:
     Prints its endpoint when it is ready. On SIGTERM or Ctrl-C it leaves the registry, answers what
     it has accepted, and exits with status 0; a second signal ends it at once.
     """
-    if bool(options["model"]) == bool(options["python"]):
-        raise click.UsageError("name a model with --model DIR, or a predictor with --python")
+    if sum(bool(options[kind]) for kind in ("model", "python", "causal_lm")) != 1:
+        raise click.UsageError(
+            "name a model with --model DIR, a predictor with --python, or a language model with "
+            "--causal-lm DIR"
+        )
+    if options["dtype"] and not options["causal_lm"]:
+        raise click.UsageError("--dtype is for --causal-lm; say --precision")
     if bool(options["etcd"]) != bool(options["service"]):
         raise click.UsageError("--etcd and --service go together")
     asyncio.run(_serve(options))
@@ -107,11 +132,15 @@ async def _serve(options: dict[str, Any]) -> None:
         onednn=options["onednn"],
         precision=options["precision"],
         tensorrt=options["tensorrt"],
+        causal_lm=options["causal_lm"] or "",
+        dtype=options["dtype"] or "",
+        top_k=options["top_k"],
     )
     server_options = ServerOptions(
         host=options["host"],
         port=options["port"],
         max_batch_rows=options["max_batch_rows"],
+        max_batch_tokens=options["max_batch_tokens"],
         max_wait=options["max_wait_ms"] / 1000,
         max_queued=options["max_queued"],
         token=options["token"] or "",

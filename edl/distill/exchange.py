@@ -38,6 +38,8 @@ from edl.errors import (
     TeacherUnavailable,
 )
 from edl.serving.client.entry import Client
+from edl.serving.wire import selftest
+from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
 
@@ -302,14 +304,15 @@ class Exchange:
         with self._lock:
             return self._entries.get(link.endpoint, "")
 
-    def link_up(self, link: TeacherLink, client: Client, plan: Plan, model: str) -> None:
+    def link_up(self, link: TeacherLink, client: Client, plan: Plan, said: Description) -> None:
         """See Desk."""
         with self._lock:
             seat = self._seats.get(link.endpoint)
             if seat is None or seat.link is not link:
                 return
             seat.client, seat.plan = client, plan
-            self._roster.connected(link.endpoint, model, time.monotonic())
+            test = selftest.said(said)
+            self._roster.connected(link.endpoint, said.fingerprint, time.monotonic(), test)
             io = self._follow()
         _do(io)
         logger.info("teacher %s is connected", link.endpoint)

@@ -57,6 +57,7 @@ _LOOK_EVERY = 0.5
 class Wants:
     """What a reader asks of every teacher. ``fallback``: what to take those for that do not say
     what they serve. ``token``: what they want to be shown. ``targets``: the slot of target ids.
+    ``tokenizer``: the fingerprint of the student's; empty: any.
     """
 
     ins: Sequence[Optional[str]]
@@ -64,6 +65,7 @@ class Wants:
     fallback: Optional[Description] = None
     token: str = ""
     targets: Optional[str] = None
+    tokenizer: str = ""
 
 
 class Instead(Enum):
@@ -84,8 +86,8 @@ class Desk(Protocol):
     def entry(self, link: TeacherLink) -> str:
         """What the registry says of the teacher now."""
 
-    def link_up(self, link: TeacherLink, client: Client, plan: Plan, model: str) -> None:
-        """The teacher is connected and serves ``model``; ``plan`` is what to send it."""
+    def link_up(self, link: TeacherLink, client: Client, plan: Plan, said: Description) -> None:
+        """The teacher is connected and serves what it has ``said``; ``plan``: what to send it."""
 
     def link_down(
         self, link: TeacherLink, client: Optional[Client], reason: str, unfit: bool = False
@@ -175,7 +177,7 @@ class TeacherLink:
                 return same and self._describe(client, entry) == description
 
             self._say_who_makes_labels(plan)
-            self._desk.link_up(self, client, plan, description.fingerprint)
+            self._desk.link_up(self, client, plan, description)
             started, reason = time.monotonic(), "the connection was given up"
             try:
                 self._send_tasks(client, plan, is_the_same)
@@ -212,6 +214,7 @@ class TeacherLink:
     def _plan(self, client: Client, entry: Entry) -> tuple[Description, Plan]:
         description = self._describe(client, entry)
         wants = self._wants
+        _check_tokenizer(wants.tokenizer, description)
         return description, make_plan(wants.ins, wants.predicts, description, wants.targets)
 
     def _describe(self, client: Client, entry: Entry) -> Description:
@@ -254,6 +257,21 @@ class TeacherLink:
                 client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply)
             except WireError as error:
                 self._desk.rejected(client, task, SourceError(str(error)))
+
+
+def _check_tokenizer(wanted: str, description: Description) -> None:
+    """Raises ConfigError if the teacher's ids may be of other tokens than the student's."""
+    said = description.extra.get("tokenizer", "")
+    if not wanted or said == wanted:
+        return
+    if not said:
+        raise ConfigError(
+            "it does not say which tokenizer its model has, so it may be another than the "
+            "student's; host the tokenizer's files beside its weights, or leave out tokenizer="
+        )
+    raise ConfigError(
+        f"its tokenizer is {str(said)[:64]}, the student's {wanted}: its ids are of other tokens"
+    )
 
 
 class _Reply:

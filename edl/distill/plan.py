@@ -145,10 +145,11 @@ def make_plan(
     slots = {name: index for index, name in enumerate(ins) if name is not None}
     made = {name for ask in asks if isinstance(ask, Labelling) for name in ask.feeds}
     feeds = {name: spec for name, spec in description.feeds.items() if name not in made}
-    missing = [name for name in feeds if name not in slots]
+    needed = [name for name, spec in feeds.items() if not spec.optional]
+    missing = [name for name in needed if name not in slots]
     if missing:
         raise ConfigError(
-            f"it needs feeds {_quoted(feeds)}, but the reader's slots are named "
+            f"it needs feeds {_quoted(needed)}, but the reader's slots are named "
             f"{_quoted(slots)}: {_quoted(missing)} is missing from ins"
         )
     if unknown:
@@ -164,7 +165,7 @@ def make_plan(
         elif ask is not None:
             columns.append((ask, description.fetches[ask]))
     return Plan(
-        tuple((slots[name], name, spec) for name, spec in feeds.items()),
+        tuple((slots[name], name, spec) for name, spec in feeds.items() if name in slots),
         tuple(columns),
         tuple(ask for ask in asks if ask is not None),
         None if targets is None else (slots[targets], targets),

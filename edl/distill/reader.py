@@ -44,6 +44,7 @@ from edl.distill.workers import (
     worker_info,
 )
 from edl.errors import ConfigError, ReaderError
+from edl.serving.model.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
     IterableDataset = object
@@ -104,6 +105,7 @@ class DistillReader(StandIn, IterableDataset):
         limits: Optional[Limits] = None,
         no_teacher_timeout: float = 600.0,
         token: Optional[str] = None,
+        tokenizer: Union[str, Path, None] = None,
         trace: Union[str, Path, None] = None,
         return_tensors: Optional[str] = None,
         places: Any = None,
@@ -124,7 +126,9 @@ class DistillReader(StandIn, IterableDataset):
         ``limits``: flow control, timeouts and hedging, see :class:`~edl.distill.Limits`.
         ``no_teacher_timeout``: seconds without any usable teacher after which iteration raises
         NoTeacherError. ``token``: what teachers want to be shown (or the environment variable
-        EDL_TOKEN). ``trace``: a file for a timeline that opens in Perfetto (or the environment
+        EDL_TOKEN). ``tokenizer``: the student's, as the directory that its files are in or as the
+        fingerprint that a language model's teacher says; teachers that have another one are not
+        used. ``trace``: a file for a timeline that opens in Perfetto (or the environment
         variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
         ``return_tensors``: predictions as Paddle tensors ("pd"; strings stay arrays) or numpy
         arrays ("np"); default: tensors where the batch's slots are tensors. ``places``: the device
@@ -154,6 +158,7 @@ class DistillReader(StandIn, IterableDataset):
         check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
         self._token = token
+        self._tokenizer = parse_tokenizer(tokenizer) if tokenizer is not None else ""
         self._trace_path = trace
         self._as_tensors, self._places = as_tensors(return_tensors, places), places
         self._teacher_batch_size: Optional[int] = None
@@ -527,7 +532,9 @@ class DistillReader(StandIn, IterableDataset):
             configs.append(
                 PoolConfig(
                     teachers=teachers,
-                    wants=Wants(self._ins, model.predicts, fallback, token, self._targets),
+                    wants=Wants(
+                        self._ins, model.predicts, fallback, token, self._targets, self._tokenizer
+                    ),
                     task_rows=self._teacher_batch_size or 1 << 30,
                     max_teachers=share_of(most, number, among) if teachers.balanced else None,
                     limits=self._limits,

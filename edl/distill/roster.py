@@ -17,7 +17,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+from edl.serving.wire import selftest
 from edl.serving.wire.description import SPECS_ONLY
+from edl.serving.wire.selftest import SelfTest
 
 #: Seconds that a student waits for an assignment before it chooses teachers for itself.
 _PATIENCE_UNASSIGNED = 3.0
@@ -43,6 +45,7 @@ class Held:
 
     connected: bool = False
     model: str = ""
+    test: Optional[SelfTest] = None  # what it computes of fixed tokens, if it says so
     problem: str = "not connected yet"
     failing_since: Optional[float] = None
     unfit: bool = False  # it works, but does not fit this reader
@@ -78,6 +81,7 @@ class Roster:
     _assigned: frozenset[str] = frozenset()
     _unassigned_since: Optional[float] = None
     _undecided_since: Optional[float] = None
+    _test: Optional[SelfTest] = None  # what this epoch's model computes of fixed tokens
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -94,10 +98,10 @@ class Roster:
         """The teachers that this student is to use."""
         self._assigned = frozenset(teachers)
 
-    def connected(self, name: str, model: str, now: float) -> None:
-        """A teacher answers, and serves ``model``."""
+    def connected(self, name: str, model: str, now: float, test: Optional[SelfTest] = None) -> None:
+        """A teacher answers, and serves ``model``, of which it computes ``test``."""
         teacher = self.held[name]
-        teacher.connected, teacher.model = True, model
+        teacher.connected, teacher.model, teacher.test = True, model, test
         teacher.problem, teacher.failing_since, teacher.unfit = "", None, False
         self._decide_model(now)
 
@@ -115,6 +119,7 @@ class Roster:
         """The epoch was begun with ``model``, before this reader was started."""
         if self.model != model:
             self.models.append(model)
+            self._test = None
         self.bound = True
 
     # --- what follows -----------------------------------------------------------------------
@@ -146,7 +151,7 @@ class Roster:
         return {
             name
             for name, teacher in self.held.items()
-            if teacher.connected and self.model and teacher.model == self.model
+            if teacher.connected and self._is_of_this_epoch(teacher)
         }
 
     @property
@@ -165,13 +170,15 @@ class Roster:
         failing = {
             name for name, teacher in self.held.items() if self._is_failing(teacher, now, patience)
         }
-        return tuple(sorted(failing | self._others().keys()))
+        return tuple(sorted(failing | self._others().keys() | self._deviants().keys()))
 
     def left_out(self) -> dict[str, str]:
-        """Teachers that are sent nothing because they have another model, and why. What a teacher
-        serves counts, and what its entry declares until it is connected.
+        """Teachers that are sent nothing because they have another model, or compute something else
+        with the same, and why. What a teacher serves counts, and what its entry declares until it
+        is connected.
         """
-        return {name: self._why_not(model) for name, model in self._others().items()}
+        others = {name: self._why_not(model) for name, model in self._others().items()}
+        return {**others, **self._deviants()}
 
     def problems(self) -> dict[str, str]:
         """Teachers that cannot be sent anything, and why."""
@@ -212,8 +219,9 @@ class Roster:
             for name, teacher in self.held.items()
             if name in self._found and teacher.failing_since is not None
         ]
+        left_out = self._others().keys() | self._deviants().keys()
         others = sorted(
-            name for name in self._others() if name in self.held and self.held[name].connected
+            name for name in left_out if name in self.held and self.held[name].connected
         )
         return {name for _, name in sorted(failing)[-_MOST_TRIED:]} | set(others[:_MOST_TRIED])
 
@@ -224,7 +232,7 @@ class Roster:
 
     def _others(self) -> dict[str, str]:
         """Teachers of other models than this epoch's; none while that may give way."""
-        served = any(t.connected and t.model == self.model for t in self.held.values())
+        served = any(t.connected and self._is_of_this_epoch(t) for t in self.held.values())
         if not self.model or not (self.bound or served or self.model in self._declared):
             return {}
         others = {}
@@ -237,6 +245,27 @@ class Roster:
                 if teacher.model != self.model:
                     others[name] = teacher.model
         return others
+
+    def _is_of_this_epoch(self, teacher: Held) -> bool:
+        """Whether it has the epoch's model, and computes with it what the others do."""
+        same = bool(self.model) and teacher.model == self.model
+        return same and not self._difference(teacher)
+
+    def _difference(self, teacher: Held) -> str:
+        if self._test is None or teacher.test is None:
+            return ""
+        return selftest.difference(self._test, teacher.test)
+
+    def _deviants(self) -> dict[str, str]:
+        """Teachers of this epoch's model that compute something else with it, and what."""
+        if self._test is None:
+            return {}
+        return {
+            name: f"its model is this epoch's, but its labels are others: {difference}"
+            for name, teacher in self.held.items()
+            if teacher.connected and teacher.model == self.model
+            if (difference := self._difference(teacher))
+        }
 
     def _why_not(self, model: str) -> str:
         why = f"its model is {model}, this epoch's is {self.model}"
@@ -252,8 +281,9 @@ class Roster:
         """Before there are labels: a model that a connected teacher serves."""
         connected = {name: teacher for name, teacher in self.held.items() if teacher.connected}
         serving = Counter(teacher.model for teacher in connected.values())
-        if self.bound or not serving or self.model in serving:
+        if self.bound or not serving or any(map(self._is_of_this_epoch, connected.values())):
             self._undecided_since = None
+            self._learn_test()
             return
         if self._undecided_since is None:
             self._undecided_since = now
@@ -268,12 +298,30 @@ class Roster:
         if choice not in serving and not patient:
             choice = _most_common(serving)
         if choice in serving:
-            self.models.append(choice)
+            if choice != self.model:
+                self.models.append(choice)
+            self._test = None
+            self._learn_test()
+
+    def _learn_test(self) -> None:
+        """What most of the connected teachers compute with this epoch's model, if that is not
+        known.
+        """
+        if self._test is None:
+            tests = [
+                teacher.test
+                for teacher in self.held.values()
+                if teacher.connected and teacher.model == self.model and teacher.test is not None
+            ]
+            self._test = selftest.typical(tests)
 
     def _awaits_more(self) -> bool:
-        """Whether a teacher may say soon what it serves, of which nothing is known yet."""
+        """Whether a teacher may say soon what it serves, or computes, of which nothing is known."""
+        tested = any(teacher.test is not None for teacher in self.held.values())
         return any(
-            not teacher.connected and teacher.failing_since is None and not self._found.get(name)
+            not teacher.connected
+            and teacher.failing_since is None
+            and (tested or not self._found.get(name))
             for name, teacher in self.held.items()
         )
 

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edl.distill.roster import Roster
+from edl.serving.wire.selftest import SelfTest, difference
 
 LATER = 100.0
+
+USUAL = SelfTest(((3, 5), (4, 5)), ((-0.5, -1.0), (-0.25, -2.0)))
+ROUNDED = SelfTest(((3, 5), (4, 5)), ((-0.51, -1.02), (-0.25, -2.01)))
+BROKEN = SelfTest(((3, 5), (5, 4)), ((-0.5, -1.0), (-0.1, -4.0)))
 
 
 def roster_with(models, *, connect=(), balanced=False, limit=None):
@@ -26,6 +31,61 @@ def roster_with(models, *, connect=(), balanced=False, limit=None):
         roster.connected(name, model, 0.0)
     roster.step(0.0)
     return roster
+
+
+# --- replicas that compute something else ---------------------------------------------------------
+
+
+def replicas(tests, connect=None):
+    """A roster of teachers that declare one model, connected to those in ``connect``, or all."""
+    roster = Roster("reader", None, False)
+    roster.found(dict.fromkeys(tests, "m"))
+    roster.step(0.0)
+    for name in tests if connect is None else connect:
+        roster.connected(name, "m", 0.0, tests[name])
+    roster.step(0.0)
+    return roster
+
+
+@pytest.mark.parametrize("first", ["broken", "usual"])
+def test_a_replica_whose_labels_are_not_those_of_most_is_left_out_with_words(first):
+    tests = {"usual": USUAL, "rounded": ROUNDED, "broken": BROKEN}
+    order = [first, *(name for name in tests if name != first)]
+    roster = replicas(tests, order)
+    assert roster.admitted == {"usual", "rounded"}
+    assert roster.avoided(0.0) == ("broken",)
+    assert roster.left_out() == {
+        "broken": "its model is this epoch's, but its labels are others: of the fixed tokens, "
+        "number 1 is followed by class 4 with a log-probability of -4.0 here and of -0.25 elsewhere"
+    }
+
+
+def test_replicas_that_are_not_connected_yet_are_waited_for_but_not_for_long():
+    tests = {"usual": USUAL, "rounded": ROUNDED, "broken": BROKEN}
+    roster = replicas(tests, ["broken"])
+    assert not roster.admitted, "the others may outvote it"
+    roster.step(2.0)
+    assert roster.admitted == {"broken"}
+    roster.connected("usual", "m", 2.0, USUAL)
+    assert roster.admitted == {"broken"}, "it would be another model in the middle of an epoch"
+
+
+def test_labels_of_replicas_stay_those_of_the_epoch_though_its_teachers_have_gone():
+    roster = replicas({"a": USUAL, "b": BROKEN, "c": USUAL})
+    roster.bound = True
+    for name in "ac":
+        roster.lost(name, "gone", 1.0)
+    roster.step(LATER)
+    assert not roster.admitted
+    roster.bound = False
+    roster.step(LATER + 1)
+    roster.step(LATER + 3)
+    assert roster.admitted == {"b"}, "between epochs there is nothing to keep to"
+
+
+def test_a_teacher_that_says_nothing_of_its_labels_is_used():
+    roster = replicas({"a": USUAL, "b": None})
+    assert roster.admitted == {"a", "b"}
 
 
 # --- which to hold ------------------------------------------------------------------------------
@@ -244,9 +304,14 @@ class Machine(RuleBasedStateMachine):
         self.step()
 
     @precondition(lambda self: self.links)
-    @rule(data=st.data(), model=st.sampled_from("xy"))
-    def connect(self, data, model):
-        self.roster.connected(data.draw(st.sampled_from(sorted(self.links))), model, self.now)
+    @rule(
+        data=st.data(),
+        model=st.sampled_from("xy"),
+        test=st.sampled_from([None, USUAL, ROUNDED, BROKEN]),
+    )
+    def connect(self, data, model, test):
+        name = data.draw(st.sampled_from(sorted(self.links)))
+        self.roster.connected(name, model, self.now, test)
         self.step()
 
     @precondition(lambda self: self.links)
@@ -280,6 +345,12 @@ class Machine(RuleBasedStateMachine):
         roster = self.roster
         assert all(roster.held[name].model == roster.model for name in roster.admitted)
         assert roster.admitted.isdisjoint(roster.left_out())
+
+    @invariant()
+    def whoever_is_admitted_computes_what_the_others_do(self):
+        tests = [self.roster.held[name].test for name in self.roster.admitted]
+        tests = [test for test in tests if test is not None]
+        assert not [True for one in tests for other in tests if difference(one, other)]
 
     @invariant()
     def who_is_connected_and_not_admitted_is_left_out_or_the_model_is_open(self):

@@ -1,5 +1,7 @@
 """What the pages take for granted in their code: a loader, a student, a teacher, a loss."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from edl.serving import Description, TensorSpec
@@ -51,6 +53,24 @@ def names():
     def soft_label_loss(out, logits, label):
         return distillation(out, logits) + paddle.nn.functional.cross_entropy(out, label)
 
+    class LanguageModel(paddle.nn.Layer):
+        base_model_prefix = "body"
+
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(vocab_size=50, hidden_size=4)
+            self.body = Body()
+            self.lm_head = paddle.nn.Linear(4, 50)
+
+    class Body(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.tokens = paddle.nn.Embedding(50, 4)
+
+        def forward(self, input_ids, attention_mask=None, use_cache=False):
+            return self.tokens(input_ids).cumsum(1)
+
+    tokens = paddle.arange(2 * ROWS, dtype="int64").reshape([2, ROWS])
     student = Network()
     return {
         "train_dataset": Images(),
@@ -60,5 +80,7 @@ def names():
         "soft_label_loss": soft_label_loss,
         "teacher": Network(),
         "second_teacher": Network(),
+        "language_model": LanguageModel(),
+        "token_loader": [(tokens, paddle.ones_like(tokens), tokens)],
         "writer": Writer(),
     }

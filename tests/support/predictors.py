@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from edl.errors import BadRequest
 from edl.serving import Description, TensorSpec
 
 DELAY = float(os.environ.get("EDL_TEST_DELAY", "0"))
@@ -47,6 +48,16 @@ class Fragile(Sums):
             raise ValueError("negative input")
         if np.isnan(total).any():
             return {"prob": outputs["prob"][:-1]}
+        return outputs
+
+
+class Picky(Sums):
+    """Refuses a negative sum."""
+
+    def run(self, feeds, fetches):
+        outputs = super().run(feeds, fetches)
+        if (outputs["prob"] < 0).any():
+            raise BadRequest(f"'img' holds {outputs['prob'].min():g}")
         return outputs
 
 
@@ -90,6 +101,31 @@ class Echo:
 
     def run(self, feeds, fetches):
         return {name: feeds[name.replace("out_", "in_")] for name in fetches}
+
+
+class Sequences:
+    """twice: each token twice, and again for each of two channels. seen: tokens of the row as it
+    was computed, and how many of them the mask leaves out.
+    """
+
+    description = Description(
+        {
+            "ids": TensorSpec((-1,), "int64", pad=7),
+            "mask": TensorSpec((-1,), "int64", pad=0, optional=True),
+        },
+        {
+            "twice": TensorSpec((-1, 2), "float32", pad=0.0),
+            "seen": TensorSpec((2,), "int64"),
+        },
+    )
+
+    def run(self, feeds, fetches):
+        time.sleep(DELAY)
+        ids = feeds["ids"]
+        mask = feeds.get("mask", np.ones_like(ids))
+        twice = np.repeat(2.0 * ids[:, :, None], 2, axis=2).astype("f4")
+        seen = np.stack([(ids == 7).sum(1), (mask == 0).sum(1)], axis=1)
+        return {"twice": twice, "seen": seen}
 
 
 class Tokens:

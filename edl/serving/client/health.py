@@ -20,7 +20,7 @@ def probe_feeds(description: Description) -> dict[str, np.ndarray]:
     do not say how large a row is.
     """
     feeds = {}
-    for name, spec in description.feeds.items():
+    for name, spec in description.needed.items():
         if not spec.has_fixed_size:
             raise ConfigError(
                 f"cannot probe: feed {name!r} has no fixed size ({list(spec.shape)}, {spec.dtype})"

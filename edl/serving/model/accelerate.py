@@ -46,7 +46,7 @@ def configure(config: Any, options: PredictorOptions) -> None:
     this machine cannot do.
     """
     gpu = gpu_of(options.device)
-    check(options, gpu, _machine(gpu))
+    check(options, gpu, machine_of(gpu))
     if gpu is None:
         _use_cpu(config, options)
     else:
@@ -110,7 +110,7 @@ def _wants_onednn(options: PredictorOptions) -> bool:
     return bool(options.onednn) or options.precision == "bf16"
 
 
-def _machine(gpu: Optional[int]) -> Machine:
+def machine_of(gpu: Optional[int]) -> Machine:
     """What there is, for the device that is asked for."""
     import paddle
     from paddle import inference

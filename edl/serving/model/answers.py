@@ -14,6 +14,7 @@ from typing import Any, Optional
 import numpy as np
 
 from edl.errors import ConfigError, ModelError, WireError
+from edl.serving.model.language import Logits
 from edl.serving.model.predictor import Predictor, run_checked
 from edl.serving.model.sparse import sparse_labels
 from edl.serving.wire import labels
@@ -23,12 +24,14 @@ from edl.serving.wire.labels import LabelForm
 @dataclass(frozen=True)
 class Share:
     """One request's part of a batch: ``rows`` of it, what it wants of them (see ``labels.resolve``)
-    and its own feeds for labels.
+    and its own feeds for labels. ``length``: tokens of each, where rows are sequences; the batch's
+    may have been filled up to more.
     """
 
     rows: int
     fetches: Sequence[str]
     label_feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    length: int = 0
 
 
 #: What is asked of one fetch of the model.
@@ -53,13 +56,15 @@ def answer_all(
     outputs = _outputs(predictor, feeds, names, sparse_only)
     answers: list[dict[str, np.ndarray]] = [{} for _ in shares]
     stops = list(itertools.accumulate(share.rows for share in shares))
-    for numbers in _alike(asked):
+    for numbers in _alike(asked, shares):
         first, last = numbers[0], numbers[-1]
         start = stops[first] - shares[first].rows
         for name, form in asked[first]:
             array = outputs[name][start : stops[last]]
+            if predictor.description.fetches[name].pad is not None:
+                array = array[:, : shares[first].length]
             if form is None:
-                found = {name: array}
+                found = {name: array if isinstance(array, np.ndarray) else array.numpy()}
             else:
                 given = {
                     feed: np.concatenate([shares[n].label_feeds[feed] for n in numbers])
@@ -73,17 +78,20 @@ def answer_all(
     return answers
 
 
-def _alike(asked: Sequence[Sequence[_Asked]]) -> list[list[int]]:
-    """Numbers of neighbours that want the same."""
-    numbers = range(len(asked))
-    return [list(group) for _, group in itertools.groupby(numbers, key=lambda n: asked[n])]
+def _alike(asked: Sequence[Sequence[_Asked]], shares: Sequence[Share]) -> list[list[int]]:
+    """Numbers of neighbours that want the same, of rows of the same length."""
+    groups = itertools.groupby(range(len(asked)), key=lambda n: (asked[n], shares[n].length))
+    return [list(group) for _, group in groups]
 
 
 def _outputs(
     predictor: Predictor, feeds: dict[str, np.ndarray], names: Sequence[str], sparse_only: bool
 ) -> Mapping[str, Any]:
-    """Arrays; tensors on a GPU, if nothing but labels is made of them there."""
-    if sparse_only and getattr(predictor, "on_gpu", False):
+    """Arrays; tensors on a GPU, if nothing but labels is made of them there; logits that are not
+    computed yet, of a language model.
+    """
+    lazy = getattr(predictor, "lazy", False)
+    if lazy or (sparse_only and getattr(predictor, "on_gpu", False)):
         return run_checked(predictor, feeds, names, on_device=True)
     return run_checked(predictor, feeds, names)
 
@@ -113,7 +121,9 @@ def make_labels(
     """Sparse labels as arrays, wherever the logits are: see ``sparse_labels``. Raises WireError for
     logits that are beyond float16, too.
     """
-    if isinstance(logits, np.ndarray):
+    if isinstance(logits, Logits):
+        parts = logits.labels(form, seeds, targets)
+    elif isinstance(logits, np.ndarray):
         parts = sparse_labels(logits, form, seeds, targets)
     else:
         import paddle

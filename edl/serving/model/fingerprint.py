@@ -22,16 +22,17 @@ def fingerprint_of(files: ModelFiles, model: ModelConfig) -> str:
     """``model:`` and 32 hexadecimal digits. Reads the files once, a piece at a time."""
     digest = hashlib.blake2b(digest_size=16)
     for path in (files.program, files.params):
-        size = _add_file(digest, path) if path is not None else 0
+        size = add_file(digest, path) if path is not None else 0
         digest.update(size.to_bytes(8, "little"))  # where one part ends and the next begins
     for path in files.separate:
-        digest.update(_add_file(digest, path).to_bytes(8, "little"))
+        digest.update(add_file(digest, path).to_bytes(8, "little"))
     names = [[(v.name, v.alias) for v in kind] for kind in (model.feeds, model.fetches)]
     digest.update(json.dumps(names).encode())
     return f"model:{digest.hexdigest()}"
 
 
-def _add_file(digest: hashlib.blake2b, path: Path) -> int:
+def add_file(digest: hashlib.blake2b, path: Path) -> int:
+    """Add a file's content to ``digest``; how many bytes that were."""
     size = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -42,17 +42,11 @@ def layer_function(
     or a part of it is in training mode.
     """
     paddle = sys.modules["paddle"]
-    parts = layer.sublayers(include_self=True)
 
     def compute(**arrays: Any) -> tuple[Any, ...]:
-        for part in parts:
-            if part.training:
-                raise ModelError(
-                    f"{type(part).__name__} was put into training mode while it is served; train a "
-                    "copy of it"
-                )
+        check_evaluating(layer)
         with paddle.no_grad():
-            place = _place_of(layer)
+            place = place_of(layer)
             values = layer(*(paddle.to_tensor(arrays[feed], place=place) for feed in feeds))
         tensors = filter(paddle.is_tensor, paddle.utils.flatten(in_order(values, fetches)))
         return tuple(
@@ -79,7 +73,17 @@ def in_order(outputs: Any, fetches: Sequence[str]) -> Any:
     return [outputs[name] for name in (outputs if missing else fetches)]
 
 
-def _place_of(layer: Any) -> Any:
+def check_evaluating(layer: Any) -> None:
+    """Raises ModelError if it, or a part of it, is in training mode."""
+    for part in layer.sublayers(include_self=True):
+        if part.training:
+            raise ModelError(
+                f"{type(part).__name__} was put into training mode while it is served; train a "
+                "copy of it"
+            )
+
+
+def place_of(layer: Any) -> Any:
     """The device of its first parameter or buffer; None, Paddle's current one, if it has none."""
     weights = itertools.chain(layer.parameters(), layer.buffers())
     return next((weight.place for weight in weights), None)

@@ -29,7 +29,7 @@ from edl.serving.wire.description import Description, TensorSpec
 
 
 class Predictor(Protocol):
-    """Computes outputs from feeds, one call at a time.
+    """Computes outputs from feeds, one call at a time. It raises BadRequest where these are wrong.
 
     Where several models may be under one service, its description has a fingerprint of its own.
     """
@@ -45,7 +45,9 @@ class PredictorOptions:
     """Which predictor a worker makes.
 
     ``model``: a model directory or prefix. ``python``: ``module:factory`` instead, where
-    ``factory()`` returns a Predictor. ``device``: ``cpu``, ``gpu`` or ``gpu:N``.
+    ``factory()`` returns a Predictor. ``causal_lm``: a checkpoint directory of PaddleFormers
+    instead, to be computed in ``dtype`` (empty: its own, on a CPU float32); ``top_k``: the largest
+    that may be asked of it. ``device``: ``cpu``, ``gpu`` or ``gpu:N``.
     ``cpu_threads``: threads of the CPU math library; 0: as many as CPUs may be used.
     ``cpus``: the CPUs that may be used; empty: all that the process may use.
     ``onednn``: use oneDNN on the CPU or not; None leaves it to Paddle. ``precision``: ``fp32``, or
@@ -62,8 +64,12 @@ class PredictorOptions:
     onednn: Optional[bool] = None
     precision: str = "fp32"
     tensorrt: bool = False
+    causal_lm: str = ""
+    dtype: str = ""
+    top_k: int = 256
 
     def __post_init__(self) -> None:
+        check_count("top_k", self.top_k)
         check_count("cpu_threads", self.cpu_threads, 0)
 
 
@@ -74,6 +80,10 @@ def load_predictor(options: PredictorOptions) -> Predictor:
         os.sched_setaffinity(0, options.cpus)
     if options.python:
         predictor = make(options.python, "predictor")
+    elif options.causal_lm:
+        from edl.serving.model.checkpoint import load_checkpoint
+
+        predictor = load_checkpoint(options)
     else:
         predictor = PaddlePredictor(find_model(Path(options.model)), options)
     _warm_up(predictor)
@@ -81,7 +91,7 @@ def load_predictor(options: PredictorOptions) -> Predictor:
 
 
 def _warm_up(predictor: Predictor) -> None:
-    specs = predictor.description.feeds
+    specs = predictor.description.needed
     if all(spec.has_fixed_size for spec in specs.values()):  # else no telling what makes sense
         zeros = {name: spec.zeros() for name, spec in specs.items()}
         predictor.run(zeros, list(predictor.description.fetches))

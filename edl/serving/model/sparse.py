@@ -84,6 +84,15 @@ def sparse_labels(
     return compute(logits, form, seeds, targets)
 
 
+def token_seeds(seeds: np.ndarray, tokens: int) -> np.ndarray:
+    """For each token of rows with ``seeds`` (rows,) int64, the seed by which it draws the same ids
+    when it is a row of its own: (rows, tokens) int64.
+    """
+    steps = np.arange(tokens, dtype=np.uint64) * np.uint64(MAX_SAMPLES)
+    seeds = np.asarray(seeds, np.int64).view(np.uint64)[:, None]
+    return (seeds + steps * np.uint64(_GOLDEN)).view(np.int64)
+
+
 def _check_given(what: str, value: Any, shape: list[int], needed: bool) -> None:
     if not needed:
         return

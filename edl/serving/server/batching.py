@@ -1,10 +1,11 @@
 """Which waiting requests are computed together, and in which order.
 
 Requests can share a batch if they have the same feeds with the same dtypes and row shapes, and
-want the same outputs. Students share a teacher by rows, not by how much they queue: each request
-gets a start tag when it arrives, and the smallest tag is served first (start-time fair queueing:
-Goyal, Vin, Cheng, "Start-time Fair Queuing", SIGCOMM 1996). No clock and no I/O: the caller passes
-the time in.
+want the same outputs. Where rows are sequences, those of about the same length share one, filled up
+to the longest. Students share a teacher by rows (by tokens, where rows are sequences), not by how
+much they queue: each request gets a start tag when it arrives, and the smallest tag is served first
+(start-time fair queueing: Goyal, Vin, Cheng, "Start-time Fair Queuing", SIGCOMM 1996). No clock and
+no I/O: the caller passes the time in.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Optional, TypeVar
 
 import numpy as np
+
+from edl.serving.wire.description import TensorSpec
 
 T = TypeVar("T")
 
 
 @dataclass(order=True)
 class Waiting(Generic[T]):
-    """A request in the queue. ``start`` is its tag in virtual time, which counts rows."""
+    """A request in the queue. ``start`` is its tag in virtual time, which counts rows or tokens.
+    ``length``: tokens of a row; 0 where rows are no sequences.
+    """
 
     start: float
     number: int
@@ -31,6 +36,7 @@ class Waiting(Generic[T]):
     rows: int = field(compare=False)
     client: Hashable = field(compare=False)
     since: float = field(compare=False)
+    length: int = field(compare=False, default=0)
 
 
 class Batcher(Generic[T]):
@@ -39,10 +45,19 @@ class Batcher(Generic[T]):
     ``max_rows``: a batch stays within it, unless one request alone is larger.
     ``max_wait``: seconds a request is held back for others to join it.
     ``max_queued``: requests beyond which those clients are refused that hold their share of it.
+    ``max_tokens``: the same as ``max_rows`` for the tokens of a batch's rows, all filled up to the
+    longest; None: any number. It limits nothing where rows are no sequences.
     """
 
-    def __init__(self, max_rows: int, max_wait: float = 0.0, max_queued: int = 1024) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        max_wait: float = 0.0,
+        max_queued: int = 1024,
+        max_tokens: Optional[int] = None,
+    ) -> None:
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._max_wait = max_wait
         self._max_queued = max_queued
         self._groups: dict[Hashable, list[Waiting[T]]] = {}  # a heap for each key
@@ -69,13 +84,17 @@ class Batcher(Generic[T]):
         clients = len(self._queued.keys() | {client})
         return self._queued[client] * clients >= self._max_queued
 
-    def add(self, item: T, rows: int, key: Hashable, client: Hashable, now: float) -> None:
-        """Append a request of ``rows`` rows. ``key`` says what it can be batched with."""
+    def add(
+        self, item: T, rows: int, key: Hashable, client: Hashable, now: float, length: int = 0
+    ) -> None:
+        """Append a request of ``rows`` rows, each of ``length`` tokens where they are sequences.
+        ``key`` says what it can be batched with.
+        """
         start = max(self._virtual_time, self._finish.get(client, 0.0))
-        self._finish[client] = start + rows
+        self._finish[client] = start + rows * max(1, length)
         self._queued[client] += 1
         self._length += 1
-        waiting = Waiting(start, next(self._numbers), item, rows, client, now)
+        waiting = Waiting(start, next(self._numbers), item, rows, client, now, length)
         heapq.heappush(self._groups.setdefault(key, []), waiting)
 
     def due(self) -> Optional[float]:
@@ -93,11 +112,12 @@ class Batcher(Generic[T]):
         group = self._groups[key]
         self._virtual_time = group[0].start
         batch: list[T] = []
-        rows = 0
-        while group and (not batch or rows + group[0].rows <= self._max_rows):
+        rows = length = 0
+        while group and (not batch or self._fits(rows + group[0].rows, length, group[0].length)):
             waiting = heapq.heappop(group)
             batch.append(waiting.item)
             rows += waiting.rows
+            length = max(length, waiting.length)
             self._left(waiting.client)
         if not group:
             del self._groups[key]
@@ -114,8 +134,19 @@ class Batcher(Generic[T]):
 
     def _due(self, group: list[Waiting[T]]) -> float:
         oldest = min(waiting.since for waiting in group) if self._max_wait else group[0].since
-        full = not self._max_wait or sum(waiting.rows for waiting in group) >= self._max_rows
+        full = not self._max_wait or self._is_full(group)
         return oldest if full else oldest + self._max_wait
+
+    def _is_full(self, group: list[Waiting[T]]) -> bool:
+        rows = sum(waiting.rows for waiting in group)
+        longest = max(waiting.length for waiting in group)
+        return not self._fits(rows + 1, longest)
+
+    def _fits(self, rows: int, *lengths: int) -> bool:
+        """Whether so many rows, filled up to the longest, are within the limits of a batch."""
+        tokens = rows * max(lengths)
+        within = self._max_tokens is None or tokens <= self._max_tokens
+        return rows <= self._max_rows and within
 
     def _left(self, client: Hashable) -> None:
         self._length -= 1
@@ -129,9 +160,39 @@ class Batcher(Generic[T]):
             self._finish = {client: self._finish[client] for client in self._queued}
 
 
-def batch_key(feeds: dict[str, np.ndarray], fetches: list[str]) -> Hashable:
-    """Requests with equal keys can be concatenated along their rows."""
+def batch_key(
+    feeds: Mapping[str, np.ndarray],
+    fetches: list[str],
+    specs: Optional[Mapping[str, TensorSpec]] = None,
+) -> Hashable:
+    """Requests with equal keys can be concatenated along their rows, once their sequences (see
+    ``specs``) are filled up to the same length, which at most doubles them.
+    """
     shapes = tuple(
-        (name, array.dtype.str, array.shape[1:]) for name, array in sorted(feeds.items())
+        (name, array.dtype.str, _alike(array, specs.get(name) if specs else None))
+        for name, array in sorted(feeds.items())
     )
     return shapes, tuple(sorted(fetches))
+
+
+def _alike(array: np.ndarray, spec: Optional[TensorSpec]) -> tuple[int, ...]:
+    """A row's shape; of a sequence's length, only how many binary digits it has."""
+    row = array.shape[1:]
+    if spec is None or spec.pad is None:
+        return row
+    return ((row[0] - 1).bit_length(), *row[1:])
+
+
+def sequence_length(feeds: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> int:
+    """Tokens of each row; 0 if rows are no sequences. Raises ValueError, which names them, if feeds
+    differ in it.
+    """
+    lengths = {
+        name: array.shape[1]
+        for name, array in feeds.items()
+        if name in specs and specs[name].pad is not None
+    }
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"feeds differ in the length of their rows ({said})")
+    return next(iter(lengths.values()), 0)

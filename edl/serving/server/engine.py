@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 
 from edl.errors import ConfigError, WireError
-from edl.serving.server.batching import Batcher, batch_key
+from edl.serving.server.batching import Batcher, batch_key, sequence_length
 from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
@@ -58,7 +58,8 @@ Outcome = Union[Outputs, Refusal]
 @dataclass
 class Job:
     """One accepted request. ``blocks`` of the input arena are the engine's to free. ``suspect``:
-    it was in a batch that killed a worker, so it is computed alone from now on.
+    it was in a batch that killed a worker, so it is computed alone from now on. ``length``: tokens
+    of a row; 0 where rows are no sequences.
     """
 
     client: Guest
@@ -70,6 +71,7 @@ class Job:
     key: Hashable = None
     refs: dict[str, list[Any]] = field(default_factory=dict)
     suspect: bool = False
+    length: int = 0
 
 
 class Engine:
@@ -186,7 +188,7 @@ class Engine:
         """
         if not self.loaded:
             raise Refusal(frame.ELIMIT, LOADING)
-        job.fetches, job.rows = check_request(self.description, request)
+        job.fetches, job.rows, job.length = check_request(self.description, request)
         if not job.rows:
             return Outputs(self._no_rows(job.fetches), _nothing)
         if self._batcher.is_full(job.client):
@@ -195,14 +197,14 @@ class Engine:
             raise Refusal(frame.ELIMIT, self._broken)
         placed = {name: self._place(job, name, array) for name, array in request.feeds.items()}
         own = {name: array for name, array in placed.items() if name in self.description.feeds}
-        job.key = batch_key(
-            own, [labels.resolve(self.description, name)[0] for name in job.fetches]
-        )
+        fetches = [labels.resolve(self.description, name)[0] for name in job.fetches]
+        job.key = batch_key(own, fetches, self.description.feeds)
         return None
 
     def _enqueue(self, job: Job) -> None:
         key = id(job) if job.suspect else job.key
-        self._batcher.add(job, job.rows, key, job.client, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._batcher.add(job, job.rows, key, job.client, now, job.length)
 
     def _place(self, job: Job, name: str, array: np.ndarray) -> np.ndarray:
         """A feed as it lies in the input arena; one that does not lie there is copied there."""
@@ -296,13 +298,13 @@ class Engine:
         no other.
         """
         if len(jobs) == 1:
-            self._refuse_all(jobs, f"the model failed on this request: {error}")
+            self._finish(jobs[0], _failure(error))
             return
         for index, job in enumerate(jobs):
             try:
                 result = await self._run(worker, [job])
             except WorkerError as failure:
-                self._refuse_all([job], f"the model failed on this request: {failure}")
+                self._finish(job, _failure(failure))
             except WorkerDied as failure:
                 for unharmed in jobs[index + 1 :]:
                     self._enqueue(unharmed)
@@ -385,8 +387,9 @@ class Engine:
             return
 
 
-def check_request(description: Description, request: Request) -> tuple[list[str], int]:
-    """The outputs a request wants, and its number of rows.
+def check_request(description: Description, request: Request) -> tuple[list[str], int, int]:
+    """The outputs a request wants, its number of rows, and the tokens of each (see
+    ``sequence_length``).
 
     Raises Refusal that names the feed or fetch that is wrong, and what was expected.
     """
@@ -402,7 +405,10 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
     rows = set()
     for name, spec in wanted.items():
         if name not in request.feeds:
-            raise _refusal(f"feed {name!r} is missing; this teacher needs {_names(wanted)}")
+            if spec.optional:
+                continue
+            needed = [name for name, spec in wanted.items() if not spec.optional]
+            raise _refusal(f"feed {name!r} is missing; this teacher needs {_names(needed)}")
         wrong = spec.mismatch(request.feeds[name])
         if wrong:
             raise _refusal(f"feed {name!r}: {wrong}")
@@ -410,7 +416,11 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
     if len(rows) != 1:
         counts = ", ".join(f"{name}: {len(array)}" for name, array in request.feeds.items())
         raise _refusal(f"feeds differ in their number of rows ({counts})")
-    return fetches, rows.pop()
+    try:
+        length = sequence_length(request.feeds, wanted)
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+    return fetches, rows.pop(), length
 
 
 def _label_feeds(description: Description, fetches: list[str]) -> dict[str, TensorSpec]:
@@ -437,6 +447,12 @@ def output_specs(description: Description, fetches: list[str]) -> dict[str, Tens
                 raise ConfigError(f"{output!r} is asked for twice, once by {fetch[:80]!r}")
             specs[output] = kind
     return specs
+
+
+def _failure(error: WorkerError) -> Refusal:
+    if error.refused:
+        return _refusal(str(error))
+    return Refusal(frame.EINTERNAL, f"the model failed on this request: {error}")
 
 
 def _refusal(text: str) -> Refusal:

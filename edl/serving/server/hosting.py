@@ -13,7 +13,9 @@ import numpy as np
 
 from edl._endpoints import endpoint_of
 from edl.errors import ConfigError, ModelError, WireError
+from edl.serving.model.language import LanguagePredictor, halves, is_language_model
 from edl.serving.model.layer import evaluating, is_layer, layer_function
+from edl.serving.model.predictor import Predictor
 from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
 from edl.serving.wire.description import (
     Description,
@@ -120,6 +122,9 @@ def serve(
     ``fetches``, or a dict. A ``paddle.nn.Layer`` gets tensors instead, as the arguments of its
     ``forward`` in the order of ``feeds``, on the device of its parameters. It is computed without
     gradients, and is in evaluation mode until the teacher is closed.
+    A causal language model with an ``lm_head`` of its own (as PaddleFormers' are) is served as
+    ``edl teacher --causal-lm`` serves one, if its feeds are ``input_ids`` and fetches ``logits``
+    and ``hidden_states``.
     ``feeds``: for each name its row shape (-1: any size) and dtype.
     ``fetches``: the same, or names only, as for ``export_model``. Then the function is called once,
     with one row of zeros, to see what it returns.
@@ -135,11 +140,18 @@ def serve(
         raise ConfigError("a teacher needs at least one feed")
     takes, names = parse_specs(feeds), fetch_names(fetches)
     with contextlib.ExitStack() as stack:
+        predictor: Predictor
         if is_layer(function):
             stack.enter_context(evaluating(function))
-            function = layer_function(function, list(feeds), names)
-        gives = _fetch_specs(function, takes, fetches)
-        predictor = FunctionPredictor(function, Description(takes, gives, fingerprint=fingerprint))
+        if is_layer(function) and is_language_model(function, takes, names):
+            predictor = LanguagePredictor(halves(function), fingerprint=fingerprint)
+            predictor.test()
+        else:
+            if is_layer(function):
+                function = layer_function(function, list(feeds), names)
+            gives = _fetch_specs(function, takes, fetches)
+            said = Description(takes, gives, fingerprint=fingerprint)
+            predictor = FunctionPredictor(function, said)
 
         def make_workers(inputs: Arena) -> list[Worker]:
             return [WorkerThread(predictor, inputs)]

@@ -48,9 +48,10 @@ class ServerOptions:
     """How a teacher is served.
 
     ``host``, ``port``: where to listen; port 0 takes a free one. ``max_batch_rows``, ``max_wait``
-    (seconds), ``max_queued`` (requests): see ``Batcher``. ``input_bytes``: shared memory reserved
-    for requests; only what is used costs memory. ``load_timeout``, ``run_timeout``: seconds for
-    a worker to be ready, and for one batch. ``token``: what clients must show; empty: nothing.
+    (seconds), ``max_queued`` (requests), ``max_batch_tokens``: see ``Batcher``. ``input_bytes``:
+    shared memory reserved for requests; only what is used costs memory. ``load_timeout``,
+    ``run_timeout``: seconds for a worker to be ready, and for one batch. ``token``: what clients
+    must show; empty: nothing.
     ``max_connections``: beyond it, newcomers make room for new ones (see ``gate``).
     Raises ConfigError for what cannot be.
     """
@@ -60,6 +61,7 @@ class ServerOptions:
     max_batch_rows: int = 64
     max_wait: float = 0.0
     max_queued: int = 1024
+    max_batch_tokens: int = 16384
     input_bytes: int = 2 << 30
     load_timeout: float = 600.0
     run_timeout: float = 300.0
@@ -70,7 +72,7 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.port, int) or not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port is {self.port!r}; it must be from 0 to 65535")
-        for name in ("max_batch_rows", "max_queued", "max_connections"):
+        for name in ("max_batch_rows", "max_batch_tokens", "max_queued", "max_connections"):
             check_count(name, getattr(self, name))
         check_count("input_bytes", self.input_bytes, 1 << 16)
         for name in ("load_timeout", "run_timeout"):
@@ -89,7 +91,10 @@ class TeacherServer:
         self._gate = Gate(options.max_connections)
         self._memory = memory = RequestMemory(self._inputs, limits.patience, self._throw_out)
         batcher: Batcher[Job] = Batcher(
-            options.max_batch_rows, options.max_wait, options.max_queued
+            options.max_batch_rows,
+            options.max_wait,
+            options.max_queued,
+            options.max_batch_tokens,
         )
         self._engine = Engine(
             memory,

@@ -3,6 +3,10 @@
 The same description is what the model's prototxt says, what the registry holds for each
 teacher, and what a teacher answers when it is asked. Shapes are without the batch dimension;
 -1 stands for "any".
+
+Rows can be sequences of different length: then the specs say with what shorter ones are filled up,
+so that requests of different length can be computed together. The first size of such a row is its
+length, the same for all that are sequences.
 """
 
 from __future__ import annotations
@@ -46,16 +50,23 @@ Fetches = Union[Sequence[str], Specs]
 class TensorSpec:
     """One feed or fetch: shape of one row (-1: any size), and numpy dtype name.
 
-    The dtype "uint16" stands for bfloat16, "str" for strings. Raises ConfigError for a shape that
-    is none, and for a dtype that cannot travel.
+    The dtype "uint16" stands for bfloat16, "str" for strings. ``pad``: rows are sequences, and this
+    is what short ones are filled up with along their first dimension; None: they are not.
+    ``optional``: a feed that a request may leave out.
+    Raises ConfigError for a shape that is none, a dtype that cannot travel, and a ``pad`` that is
+    not of the dtype, or has no dimension of any size to fill.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    pad: Union[int, float, None] = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _checked_shape(self.shape))
         object.__setattr__(self, "dtype", _dtype_name(self.dtype))
+        if self.pad is not None:
+            _check_pad(self)
 
     @property
     def has_fixed_size(self) -> bool:
@@ -125,12 +136,21 @@ class Description:
         if not fingerprint:
             object.__setattr__(self, "fingerprint", _fingerprint_of(self.feeds, self.fetches))
 
+    @property
+    def needed(self) -> dict[str, TensorSpec]:
+        """The feeds that every request must have."""
+        return {name: spec for name, spec in self.feeds.items() if not spec.optional}
+
     def to_json(self) -> str:
         """The description as one line of JSON."""
+        optional = {name: spec for name, spec in self.feeds.items() if spec.optional}
+        # Apart from the others, so that a reader that knows of none feeds only what must be fed.
+        more = {"optional_feeds": _specs_to_json(optional)} if optional else {}
         return json.dumps(
             {
                 **self.extra,
-                "feeds": _specs_to_json(self.feeds),
+                "feeds": _specs_to_json(self.needed),
+                **more,
                 "fetches": _specs_to_json(self.fetches),
                 "fingerprint": self.fingerprint,
             }
@@ -145,6 +165,7 @@ class Description:
         try:
             value = json.loads(text)
             feeds = _specs_from_json(value.pop("feeds"))
+            feeds.update(_specs_from_json(value.pop("optional_feeds", {}), optional=True))
             fetches = _specs_from_json(value.pop("fetches"))
             return cls(feeds, fetches, fingerprint=value.pop("fingerprint", ""), extra=value)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -179,10 +200,15 @@ def _fingerprint_of(feeds: Mapping[str, TensorSpec], fetches: Mapping[str, Tenso
 
 
 def _specs_to_json(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    return {name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in specs.items()}
+    return {name: _spec_to_json(spec) for name, spec in specs.items()}
 
 
-def _specs_from_json(value: Mapping[str, Any]) -> dict[str, TensorSpec]:
+def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    value: dict[str, Any] = {"shape": list(spec.shape), "dtype": spec.dtype}
+    return value if spec.pad is None else {**value, "pad": spec.pad}
+
+
+def _specs_from_json(value: Mapping[str, Any], optional: bool = False) -> dict[str, TensorSpec]:
     specs = {}
     for name, item in value.items():
         shape, dtype = item["shape"], item["dtype"]
@@ -190,8 +216,20 @@ def _specs_from_json(value: Mapping[str, Any]) -> dict[str, TensorSpec]:
             raise ConfigError(f"the shape of {name!r} is not a list")
         if dtype not in _DTYPES:  # numpy parses more than names: not what strangers say
             raise ConfigError(f"the dtype of {name!r} is not one of {', '.join(_DTYPES)}")
-        specs[name] = TensorSpec(tuple(shape), dtype)
+        specs[name] = TensorSpec(tuple(shape), dtype, item.get("pad"), optional)
     return specs
+
+
+def _check_pad(spec: TensorSpec) -> None:
+    if spec.shape[:1] != (-1,):
+        raise ConfigError(f"rows of shape {list(spec.shape)} are no sequences of any length")
+    kind = np.dtype(spec.dtype)
+    wrong = isinstance(spec.pad, bool) or not isinstance(spec.pad, (int, float))
+    if not wrong and kind.kind in "iu":
+        limits = np.iinfo(kind)
+        wrong = not isinstance(spec.pad, int) or not limits.min <= spec.pad <= limits.max
+    if wrong or kind.kind not in "iuf" or not math.isfinite(spec.pad or 0):
+        raise ConfigError(f"rows of {spec.dtype} cannot be filled up with {spec.pad!r}")
 
 
 def _checked_shape(sizes: Sequence[int]) -> tuple[int, ...]:

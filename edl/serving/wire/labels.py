@@ -233,12 +233,17 @@ def part_specs(name: str, spec: TensorSpec, form: LabelForm) -> dict[str, Tensor
         SAMPLES: ([*between, form.samples], "int32"),
         TARGET: (between, "float32"),
     }
-    return {part: TensorSpec(tuple(shapes[part][0]), shapes[part][1]) for part in form.parts}
+    pad = None if spec.pad is None else 0
+    return {part: TensorSpec(tuple(shapes[part][0]), shapes[part][1], pad) for part in form.parts}
 
 
 def feed_specs(spec: TensorSpec, form: LabelForm) -> dict[str, TensorSpec]:
     """Shape and dtype of the feeds that a form needs for a fetch of this kind."""
-    kinds = {SEED_FEED: TensorSpec((), "int64"), TARGET_FEED: TensorSpec(spec.shape[:-1], "int64")}
+    no_class = None if spec.pad is None else -100
+    kinds = {
+        SEED_FEED: TensorSpec((), "int64"),
+        TARGET_FEED: TensorSpec(spec.shape[:-1], "int64", no_class),
+    }
     return {feed: kinds[feed] for feed in form.feeds}
 
 

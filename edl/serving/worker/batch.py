@@ -22,11 +22,14 @@ def run_batch(
     """Each request's outputs by name. ``fetches``: what each of them wants. Raises whatever the
     predictor raises, and what ``answer_all`` does.
     """
-    names = predictor.description.feeds
-    feeds = control.gather(inputs, requests, names)
+    specs = predictor.description.feeds
+    feeds = control.gather(inputs, requests, specs)
+    sequence = next((name for name in feeds if specs[name].pad is not None), None)
     shares = []
     for refs, wanted in zip(requests, fetches):
         own = {name: control.resolve(inputs, ref) for name, ref in refs.items()}
         rows = len(next(iter(own.values())))
-        shares.append(Share(rows, wanted, {n: a for n, a in own.items() if n not in names}))
+        length = 0 if sequence is None else own[sequence].shape[1]
+        for_labels = {name: array for name, array in own.items() if name not in specs}
+        shares.append(Share(rows, wanted, for_labels, length))
     return answer_all(predictor, feeds, shares)

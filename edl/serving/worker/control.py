@@ -10,11 +10,12 @@ import math
 import signal
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 
+from edl.serving.wire.description import TensorSpec
 from edl.serving.worker.arena import Arena
 
 LENGTH = struct.Struct("!I")
@@ -71,13 +72,28 @@ def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
 
 
 def gather(
-    inputs: Arena, requests: Sequence[Mapping[str, Sequence[Any]]], names: Iterable[str]
+    inputs: Arena,
+    requests: Sequence[Mapping[str, Sequence[Any]]],
+    specs: Mapping[str, TensorSpec],
 ) -> dict[str, np.ndarray]:
-    """The feeds of a batch: the requests' rows one after the other, for each of ``names``. The
-    arrays of a single request are views of the arena.
+    """The feeds of a batch, those in ``specs``: the requests' rows one after the other. The arrays
+    of a single request are views of the arena. Sequences are filled up to the longest.
     """
     feeds = {}
-    for name in names:
-        arrays = [resolve(inputs, request[name]) for request in requests]
-        feeds[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    for name, spec in specs.items():
+        if name in requests[0] or not spec.optional:
+            arrays = [resolve(inputs, request[name]) for request in requests]
+            feeds[name] = arrays[0] if len(arrays) == 1 else _joined(arrays, spec.pad)
     return feeds
+
+
+def _joined(arrays: Sequence[np.ndarray], pad: Union[int, float, None]) -> np.ndarray:
+    if pad is None or len({array.shape[1] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    rows, longest = sum(map(len, arrays)), max(array.shape[1] for array in arrays)
+    joined = np.full((rows, longest, *arrays[0].shape[2:]), pad, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        joined[start : start + len(array), : array.shape[1]] = array
+        start += len(array)
+    return joined

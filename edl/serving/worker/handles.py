@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, Protocol
 import numpy as np
 
 from edl._checks import check_count
-from edl.errors import ConfigError, EdlError, ModelError
+from edl.errors import BadRequest, ConfigError, EdlError, ModelError
 from edl.serving.model.predictor import Predictor, PredictorOptions
 from edl.serving.wire.description import Description
 from edl.serving.worker import control
@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(EdlError):
-    """The predictor raised; the worker lives on."""
+    """The predictor raised; the worker lives on. ``refused``: the request is to blame."""
+
+    def __init__(self, text: str, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
 
 
 @dataclass
@@ -105,6 +109,8 @@ class WorkerProcess:
             raise WorkerDied("the worker process has ended")
         outputs = self._outputs
         answer = await self._child.call({"run": list(requests), "fetches": list(fetches)})
+        if "refused" in answer:
+            raise WorkerError(answer["refused"], refused=True)
         if "error" in answer:
             raise WorkerError(answer["error"])
         arrays = [
@@ -164,6 +170,8 @@ class WorkerThread:
             raise WorkerDied(self._given_up.result())
         try:
             return Result(0, running.result())
+        except BadRequest as error:
+            raise WorkerError(str(error), refused=True) from error
         except Exception as error:
             raise WorkerError(f"{type(error).__name__}: {error}") from error
 

@@ -8,7 +8,8 @@ from the front                                      the worker's answer
 ==================================================  ===============================================
 ``{"load": PredictorOptions}``                      ``{"ready": description}`` or ``{"failed"}``
 ``{"run": [{feed: ref}, ...], "fetches": [[...]]}`` ``{"block": offset, "outputs": [{name: ref}]}``
-                                                    or ``{"error": text}``
+                                                    or ``{"error": text}``, or, where the request
+                                                    is to blame, ``{"refused": text}``
 ``{"free": offset}``                                none: that block of the output arena is free
 ==================================================  ===============================================
 
@@ -25,7 +26,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from edl.errors import EdlError, ModelError
+from edl.errors import BadRequest, EdlError, ModelError
 from edl.serving.model.predictor import Predictor, PredictorOptions, load_predictor
 from edl.serving.worker import control
 from edl.serving.worker.arena import ALIGNMENT, Allocator, Arena
@@ -73,6 +74,8 @@ class WorkerLoop:
         assert self._predictor is not None, "run before load"
         try:
             return self._store(run_batch(self._predictor, self._inputs, requests, fetches))
+        except BadRequest as error:
+            return {"refused": str(error)}
         except Exception as error:
             logger.warning("a batch failed: %s", error)
             return {"error": f"{type(error).__name__}: {error}"}

@@ -11,7 +11,14 @@ import time
 import numpy as np
 import pytest
 
-from edl.errors import ModelError, TeacherConnectionLost, TeacherFailed, TeacherUnavailable
+from edl.errors import (
+    BadRequest,
+    ModelError,
+    RequestRefused,
+    TeacherConnectionLost,
+    TeacherFailed,
+    TeacherUnavailable,
+)
 from edl.serving import Description, ServerOptions, TeacherClient, TensorSpec, serve
 from edl.serving.model.predictor import PredictorOptions
 from edl.serving.server import engine
@@ -84,6 +91,24 @@ def test_a_request_that_kills_a_worker_is_found_and_those_beside_it_are_answered
         assert [a["prob"][0, 0] for a in answers if isinstance(a, dict)] == [2, 4]
         assert isinstance(answers[1], TeacherFailed)
         assert "killed by SIGKILL while computing this request" in str(answers[1])
+
+
+def test_what_a_predictor_refuses_is_refused_with_its_words_and_nothing_beside_it():
+    with hosted("Picky") as teacher, TeacherClient(teacher.endpoint) as client:
+        answers = ask_in_one_batch(teacher, client, [1, -1, 2])
+    assert [a["prob"][0, 0] for a in answers if isinstance(a, dict)] == [2, 4]
+    assert isinstance(answers[1], RequestRefused)
+    assert answers[1].message == "'img' holds -4"
+
+
+def test_a_served_function_can_refuse_a_request_too():
+    def compute(img):
+        raise BadRequest("not today")
+
+    specs = {"img": ((2,), "float32")}, {"prob": ((2,), "float32")}
+    with serve(compute, *specs) as teacher, TeacherClient(teacher.endpoint) as client:
+        with pytest.raises(RequestRefused, match="not today"):
+            client.infer(ones(1))
 
 
 #: It raises if there are several rows, and dies of infinity alone.
