@@ -3,11 +3,12 @@
 python benchmarks/reader.py [--rounds N] [--no-original]
 
 One table, one run, everything in turn: DistillReader with 1, 2 and 4 teacher processes that answer
-at once; a bare socket round trip of the same bytes; and the original, paddle_edl 0.3.1, in a
-virtual environment of its own (made on first use) with its predictor replaced by one that costs
-nothing and transfers nothing, one predict worker per teacher. Batches of 32; medians over the
-rounds. "CPU" is the student process's own CPU time per batch (for the original of its main process
-only, start included: its workers are killed at the end and not counted).
+at once; TeacherPool with one, by ``map`` and by one ``infer`` after the other; a bare socket round
+trip of the same bytes; and the original, paddle_edl 0.3.1, in a virtual environment of its own
+(made on first use) with its predictor replaced by one that costs nothing and transfers nothing, one
+predict worker per teacher. Batches of 32; medians over the rounds. "CPU" is the student process's
+own CPU time per batch (for the original of its main process only, start included: its workers are
+killed at the end and not counted).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from _nothing import Peer, bare_round_trip
 from rich.console import Console
 from rich.table import Table
 
-from edl.distill import DistillReader
+from edl.distill import DistillReader, TeacherPool
 
 BATCH = 32
 SHAPES = {(1, 28, 28): 3000, (3, 224, 224): 120}  # shape: batches per round
@@ -46,6 +47,20 @@ def run_reader(shape: tuple, peers: list[Peer], count: int) -> tuple[float, floa
     teachers = [peer.endpoint for peer in peers]
     with DistillReader(["img", "label"], ["prob"], source, teachers) as reader:
         for number, _ in enumerate(reader):
+            if number == skip - 1:
+                started, cpu = time.perf_counter(), time.process_time()
+        elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return elapsed / count, cpu / count
+
+
+def run_pool(shape: tuple, peer: Peer, count: int, by: str) -> tuple[float, float]:
+    """The same for requests to a TeacherPool, by ``map`` or ``infer``."""
+    feeds = {"img": np.zeros((BATCH, *shape), np.float32)}
+    with TeacherPool(["prob"], peer.endpoint) as pool:
+        skip = count // 10
+        requests = (feeds for _ in range(count + skip))
+        answers = pool.map(requests) if by == "map" else map(pool.infer, requests)
+        for number, _ in enumerate(answers):
             if number == skip - 1:
                 started, cpu = time.perf_counter(), time.process_time()
         elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -139,6 +154,10 @@ def main() -> None:
         for number in (1, 2, 4):
             actions[f"DistillReader, {number} teachers"] = (
                 lambda s=shape, p=peers[:number], c=count: run_reader(s, p, c)
+            )
+        for by in ("map", "infer"):
+            actions[f"TeacherPool.{by}, 1 teacher"] = lambda s=shape, p=peers[0], c=count, by=by: (
+                run_pool(s, p, c, by)
             )
         if original:
             for number in (1, 4):

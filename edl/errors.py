@@ -103,11 +103,15 @@ class AlreadyRegistered(DiscoveryError):
 
 
 class ReaderError(EdlError):
-    """DistillReader cannot deliver the next batch."""
+    """DistillReader cannot deliver the next batch, or TeacherPool an answer."""
 
 
 class NoTeacherError(ReaderError):
     """The student has waited for longer than ``no_teacher_timeout`` while no teacher took work."""
+
+
+class PoolFull(ReaderError):
+    """As many requests to a TeacherPool are outstanding as may be, and the time to wait is over."""
 
 
 class BatchRefused(ReaderError):
@@ -117,4 +121,6 @@ class BatchRefused(ReaderError):
 
 
 class SourceError(ReaderError):
-    """The wrapped reader yielded something that is not a sample or a batch."""
+    """The wrapped reader yielded something that is not a sample or a batch, or what a TeacherPool
+    was given cannot be sent.
+    """

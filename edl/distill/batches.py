@@ -18,14 +18,13 @@ told which (see ``tensors``).
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import numpy as np
 
-from edl.distill.tensors import convert_predictions, is_tensor
+from edl.distill.tensors import convert_predictions, is_tensor, nbytes_of
 from edl.errors import SourceError
 
 
@@ -47,7 +46,7 @@ class SampleBatch:
         """Roughly what they hold: the first sample's size times their number."""
         if not self.samples:
             return 0
-        return len(self.samples) * sum(_nbytes(slot) for slot in self.samples[0])
+        return len(self.samples) * sum(nbytes_of(slot) for slot in self.samples[0])
 
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Slot ``index`` of samples ``start:stop``, stacked. Raises SourceError."""
@@ -179,15 +178,7 @@ def _count_rows(value: Any, names: Sequence[Optional[str]]) -> int:
 
 def _batch_nbytes(value: Any) -> int:
     slots = value.values() if isinstance(value, dict) else _slots(value)
-    return sum(_nbytes(slot) for slot in slots)
-
-
-def _nbytes(slot: Any) -> int:
-    if isinstance(slot, np.ndarray):
-        return slot.nbytes
-    if is_tensor(slot):
-        return int(slot.size) * int(slot.element_size())
-    return sys.getsizeof(slot)
+    return sum(nbytes_of(slot) for slot in slots)
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Which task goes to which teacher, and when: the one state machine behind DistillReader.
+"""Which task goes to which teacher, and when: the one state machine behind DistillReader and
+TeacherPool.
 
 No threads, no sockets, no clock: every method is called with the time where it matters, changes the
 state, and returns. ``pool`` drives it from the threads that do the I/O, under one lock.
@@ -14,6 +15,9 @@ Batches are numbered in the order of the source and taken in that order. A batch
 of at most ``teacher_batch_size`` rows; tasks are numbered in the same order, so the lowest number
 is always first in line.
 
+Where somebody else waits for each batch, as for the requests to a TeacherPool, they are taken in
+whatever order they are finished: then each of them holds somebody up, and may be hedged.
+
 Flow control is that of EDL-Dist (arXiv 2207.06667, section 3): the volume of finished batches that
 the student has not taken is held between a lower and an upper threshold. Below the lower one more
 tasks are put in flight at each teacher; above the upper one nothing is sent, except for the batch
@@ -27,6 +31,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict
+from itertools import chain
 from typing import Any, Generic, Optional
 
 from edl.distill.state import (
@@ -48,10 +53,14 @@ _KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
 
 
 class Dispatch(Generic[Payload]):
-    """The state and every decision. Not thread-safe: the caller holds one lock around it."""
+    """The state and every decision. Not thread-safe: the caller holds one lock around it.
 
-    def __init__(self, limits: Optional[Limits] = None) -> None:
+    ``in_order``: batches are taken in the order in which they were added.
+    """
+
+    def __init__(self, limits: Optional[Limits] = None, in_order: bool = True) -> None:
         self.limits = limits or Limits()
+        self.in_order = in_order
         self.counters = Counters()
         self.teachers: dict[str, TeacherState] = {}
         self._known: Set[str] = frozenset()
@@ -60,11 +69,10 @@ class Dispatch(Generic[Payload]):
         self._waiting: list[int] = []  # task ids, sorted
         self._next_task_id = 0
         self._next_batch = 0
-        self._head = 0  # the batch that the student takes next
-        self._ready_batches = 0
+        self._head = 0  # the first batch that was not taken
+        self._finished: dict[int, None] = {}  # batches not taken, in the order of finishing
         self._ready_bytes = 0
         self._held_bytes = 0
-        self._cleared_below = 0  # tasks before this one belong to an epoch that was left
         self._usual_latency = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
 
@@ -81,39 +89,45 @@ class Dispatch(Generic[Payload]):
         )
         return len(self._waiting) <= room
 
-    def add(self, payload: Payload, rows: int, nbytes: int, task_rows: int) -> int:
+    @property
+    def full(self) -> bool:
+        """Whether the batches that are held take as much memory as they may."""
+        return bool(self._batches) and self._held_bytes >= self.limits.max_bytes
+
+    def add(
+        self, payload: Payload, rows: int, nbytes: int, task_rows: int, now: float = 0.0
+    ) -> int:
         """Append the source's next batch, cut into tasks of at most ``task_rows`` rows.
 
         A batch without rows needs a teacher too: only it knows the outputs' shapes. Returns the
         batch's number.
         """
         batch: BatchState[Payload] = BatchState(
-            self._next_batch, payload, nbytes, self._next_task_id, rows
+            self._next_batch, payload, nbytes, self._next_task_id, rows, task_rows, now
         )
         self._next_batch += 1
         self._batches[batch.number] = batch
         self._held_bytes += nbytes
-        for start in range(0, max(rows, 1), task_rows):
-            task = Task(
-                self._next_task_id,
-                batch.number,
-                len(batch.parts),
-                start,
-                min(rows, start + task_rows),
-            )
-            self._next_task_id += 1
-            self._tasks[task.id] = task
-            self._waiting.append(task.id)
-            batch.parts.append(None)
+        batch.parts = [None] * max(1, -(-rows // task_rows))
         batch.missing = len(batch.parts)
+        for part in range(batch.missing):
+            self._waiting.append(self._new_task(batch, part))
+        self._next_task_id += batch.missing
         return batch.number
+
+    def _new_task(self, batch: BatchState[Payload], part: int) -> int:
+        start = part * batch.task_rows
+        stop = min(batch.rows, start + batch.task_rows)
+        task = Task(batch.first_task + part, batch.number, part, start, stop)
+        self._tasks[task.id] = task
+        return task.id
 
     def add_error(self, error: BaseException) -> None:
         """The source raised: the error takes the next batch's place in the order."""
         batch: BatchState[Payload] = BatchState(self._next_batch, None, 0, error=error)
         self._next_batch += 1
         self._batches[batch.number] = batch
-        self._ready_batches += 1
+        self._finished[batch.number] = None
 
     # --- the student ------------------------------------------------------------------------
 
@@ -135,50 +149,84 @@ class Dispatch(Generic[Payload]):
     @property
     def ready(self) -> bool:
         """Whether ``take`` would return something."""
+        return self._head in self._finished if self.in_order else bool(self._finished)
+
+    @property
+    def waiting_since(self) -> float:
+        """When the first batch that was not taken was added, if there is one."""
         batch = self._batches.get(self._head)
-        return batch is not None and batch.complete
+        return batch.since if batch is not None else 0.0
 
     def take(self) -> Optional[Finished[Payload]]:
-        """The next batch in order, if it is finished."""
+        """The next batch in order, if it is finished; where the order is none, whichever is."""
         if not self.ready:
             return None
-        batch = self._batches.pop(self._head)
-        self._head += 1
-        self._ready_batches -= 1
+        batch = self._batches.pop(self._head if self.in_order else next(iter(self._finished)))
+        del self._finished[batch.number]
         self._ready_bytes -= batch.nbytes
         self._held_bytes -= batch.nbytes
+        while self._head < self._next_batch and self._head not in self._batches:
+            self._head += 1
         if batch.error is None:
             self.counters.batches += 1
             self.counters.rows += batch.rows
             self.counters.bytes += batch.nbytes
         return Finished(batch.payload, batch.parts, batch.error)
 
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for this batch any more: unless it is finished, it becomes an error."""
+        batch = self._batches.get(number)
+        if batch is not None and not batch.complete:
+            self._fail(batch, ReaderError("it was withdrawn"))
+
     def clear(self) -> None:
         """Forget all batches (the student has left the epoch). Answers under way are ignored."""
+        for teacher in self.teachers.values():
+            teacher.unwanted.update(teacher.in_flight)
         self._batches.clear()
         self._tasks.clear()
         self._waiting.clear()
+        self._finished.clear()
         self._head = self._next_batch
-        self._cleared_below = self._next_task_id
-        self._ready_batches = self._ready_bytes = self._held_bytes = 0
+        self._ready_bytes = self._held_bytes = 0
+
+    def start_over(self) -> None:
+        """Forget all answers that were not taken: what is asked for is to be of another model. Call
+        it when the teachers of the one before have left.
+        """
+        for batch in self._batches.values():
+            if batch.error is None:
+                self._start_over(batch)
+
+    def _start_over(self, batch: BatchState[Payload]) -> None:
+        if self._finished.pop(batch.number, 0) is None:
+            self._ready_bytes -= batch.nbytes
+        self._held_bytes -= batch.answer_bytes
+        batch.nbytes -= batch.answer_bytes
+        batch.answer_bytes = 0
+        for part in range(len(batch.parts)):
+            if batch.first_task + part not in self._tasks:
+                batch.parts[part] = None
+                bisect.insort(self._waiting, self._new_task(batch, part))
+        batch.missing = len(batch.parts)
 
     @property
     def ready_batches(self) -> int:
         """Finished batches that were not taken, in or out of order."""
-        return self._ready_batches
+        return len(self._finished)
 
     @property
     def low(self) -> bool:
         """Whether the finished volume is under the lower threshold."""
         limits = self.limits
-        few = self._ready_batches < min(limits.low_batches, limits.high_batches)
+        few = self.ready_batches < min(limits.low_batches, limits.high_batches)
         return few and self._ready_bytes < min(limits.low_bytes, limits.high_bytes)
 
     @property
     def high(self) -> bool:
         """Whether the finished volume has reached the upper threshold."""
         limits = self.limits
-        return self._ready_batches >= limits.high_batches or self._ready_bytes >= limits.high_bytes
+        return self.ready_batches >= limits.high_batches or self._ready_bytes >= limits.high_bytes
 
     # --- teachers come and go ---------------------------------------------------------------
 
@@ -269,6 +317,8 @@ class Dispatch(Generic[Payload]):
 
     def _blocking(self) -> Iterable[int]:
         """Tasks in flight at one teacher, oldest first, without which the student cannot go on."""
+        if not self.in_order:
+            return chain.from_iterable(batch.sent for batch in self._batches.values())
         batch = self._batches.get(self._head)
         return () if batch is None or batch.complete else batch.sent
 
@@ -288,15 +338,17 @@ class Dispatch(Generic[Payload]):
         it was kept.
         """
         teacher = self.teachers.get(name)
+        wanted = False
         if teacher is not None and task_id in teacher.in_flight:
             task = self._tasks.get(task_id)
             rows = task.stop - task.start if task else 0
+            wanted = task_id not in teacher.unwanted
             self._learn(teacher, teacher.in_flight[task_id], rows, now)
             teacher.failures_in_a_row, teacher.unavailable = 0, ""
             self._release(teacher, task_id)
         task = self._tasks.pop(task_id, None)
         if task is None:
-            self.counters.duplicates += task_id >= self._cleared_below
+            self.counters.duplicates += wanted
             return False
         self._stop_waiting(task_id)  # lost with its teacher, whose answer had arrived after all
         batch = self._batches[task.batch]
@@ -304,9 +356,10 @@ class Dispatch(Generic[Payload]):
         batch.parts[task.part] = outputs
         batch.missing -= 1
         batch.nbytes += nbytes
+        batch.answer_bytes += nbytes
         self._held_bytes += nbytes
         if not batch.missing and batch.error is None:
-            self._ready_batches += 1
+            self._finished[batch.number] = None
             self._ready_bytes += batch.nbytes
         return True
 
@@ -390,6 +443,7 @@ class Dispatch(Generic[Payload]):
     def _release(self, teacher: TeacherState, task_id: int) -> Optional[Task]:
         """No longer in flight at this teacher; the task, if its batch is still wanted."""
         del teacher.in_flight[task_id]
+        teacher.unwanted.discard(task_id)
         task = self._tasks.get(task_id)
         if task is not None:
             task.sent_to.pop(teacher.name, None)
@@ -413,18 +467,41 @@ class Dispatch(Generic[Payload]):
 
     def _give_up(self, task: Task, error: ReaderError) -> None:
         """The whole batch becomes an error, in its turn."""
-        batch = self._batches[task.batch]
-        for task_id in range(batch.first_task, batch.first_task + len(batch.parts)):
-            if self._tasks.pop(task_id, None) is not None:
-                self._stop_waiting(task_id)
-        batch.sent.clear()
+        self._fail(self._batches[task.batch], error)
+
+    def fail_first(self, error: ReaderError) -> None:
+        """The first batch that was not taken becomes an error, if it is not finished."""
+        batch = self._batches.get(self._head)
+        if batch is not None and not batch.complete:
+            self._fail(batch, error)
+
+    def fail_all(self, why: str) -> None:
+        """Every batch that is not finished becomes an error, each a ReaderError of its own."""
+        for batch in self._batches.values():
+            if not batch.complete:
+                self._fail(batch, ReaderError(why))
+
+    def _fail(self, batch: BatchState[Payload], error: ReaderError) -> None:
+        self._drop_tasks(batch)
+        batch.parts.clear()
         batch.error = error
         self._held_bytes -= batch.nbytes
-        batch.nbytes = 0
-        self._ready_batches += 1
+        batch.nbytes = batch.answer_bytes = 0
+        self._finished[batch.number] = None
+
+    def _drop_tasks(self, batch: BatchState[Payload]) -> None:
+        """Ask for nothing more of a batch. What teachers are at already is ignored."""
+        for task_id in range(batch.first_task, batch.first_task + len(batch.parts)):
+            task = self._tasks.pop(task_id, None)
+            if task is not None:
+                self._stop_waiting(task_id)
+                for name in task.sent_to.keys() & self.teachers.keys():
+                    self.teachers[name].unwanted.add(task_id)
+        batch.sent.clear()
 
     def _describe(self, task: Task) -> str:
-        return f"rows {task.start} to {task.stop} of batch {task.batch}"
+        kind = "batch" if self.in_order else "request"
+        return f"rows {task.start} to {task.stop} of {kind} {task.batch}"
 
     def _learn(self, teacher: TeacherState, sent: float, rows: int, now: float) -> None:
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
@@ -469,7 +546,7 @@ class Dispatch(Generic[Payload]):
                 "window": teacher.window,
             }
         level = "low" if self.low else "high" if self.high else "normal"
-        buffer = {"batches": self._ready_batches, "bytes": self._ready_bytes, "level": level}
+        buffer = {"batches": self.ready_batches, "bytes": self._ready_bytes, "level": level}
         return {
             **asdict(self.counters),
             "buffer": buffer,
@@ -569,7 +646,8 @@ class Dispatch(Generic[Payload]):
             for task in self._head_tasks()
             for name, since in task.sent_to.items()
         ]
-        parts = f"{batch.missing} of {len(batch.parts)} parts of the next batch"
+        which = "the next batch" if self.in_order else "the oldest request"
+        parts = f"{batch.missing} of {len(batch.parts)} parts of {which}"
         if held:
             return f"{parts} are at " + ", ".join(held)
         return f"{parts} wait for a teacher to have room"

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.discovery.records import StudentRecord
 from edl.distill.demand import Demand
@@ -23,12 +23,13 @@ from edl.distill.plan import Plan
 from edl.distill.roster import Roster
 from edl.distill.settings import PoolConfig
 from edl.distill.state import Finished, Task
-from edl.distill.stream import Batch, Stream
+from edl.distill.stream import Batch, RequestStream, Stream
 from edl.distill.teachers import Found, declared_model
 from edl.distill.trace import Trace
-from edl.distill.waiting import News, Wait
+from edl.distill.waiting import COMPLAIN_EVERY, News, Wait
 from edl.errors import (
     AccessDenied,
+    PoolFull,
     ReaderError,
     RequestRefused,
     TeacherConnectionLost,
@@ -40,6 +41,9 @@ from edl.errors import (
 from edl.serving.client.entry import Client
 from edl.serving.wire import selftest
 from edl.serving.wire.description import Description
+
+if TYPE_CHECKING:
+    from edl.distill.requests import Request
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +87,22 @@ class Exchange:
         self._lock = threading.Lock()
         self._student = threading.Condition(self._lock)
         self._source = threading.Condition(self._lock)
-        self._dispatch: Dispatch[Batch] = Dispatch(config.limits)
+        # of batches, or of requests
+        self._dispatch: Dispatch[Any] = Dispatch(config.limits, config.requests is None)
         self._roster = Roster(reader, config.max_teachers, config.teachers.balanced)
         self._seats: dict[str, _Seat] = {}
         self._idle: dict[str, _Seat] = {}
         self._entries: Found = {}
         self._declared: dict[str, str] = {}  # the models that the entries declare
-        self._stream: Optional[Stream] = None
+        self._stream: Union[Stream, RequestStream, None] = None
         self._all_read = False  # the stream's source has come to its end
         self._closed = False
-        self._rest_at = time.monotonic() + _REST_AFTER
+        self._rest_after = config.requests.rest_after if config.requests else _REST_AFTER
+        self._rest_at = time.monotonic() + self._rest_after
         self._judged_at = time.monotonic()
         self._student_waited = 0.0
+        self._request_wait = Wait(config.teachers, unheard, config.no_teacher_timeout)
+        self._answers_of = ""  # the model of the answers that are held
         self._demand = Demand()
         self._news = News()
 
@@ -115,7 +123,7 @@ class Exchange:
 
     # --- a stream's two ends ----------------------------------------------------------------
 
-    def open(self, stream: Stream, model: str) -> StudentRecord:
+    def open(self, stream: Union[Stream, RequestStream], model: str) -> StudentRecord:
         """Let ``stream`` be the one whose batches are here, in place of the one before. ``model``:
         the fingerprint of the only model that may label them. Returns what others should know.
         """
@@ -164,8 +172,7 @@ class Exchange:
         while True:
             with self._lock:
                 if self._dispatch.ready and self._is_current(stream):
-                    finished = self._dispatch.take()
-                    self._wake()
+                    finished = self._take()
                     ready = self._dispatch.ready_batches
                     break
                 if not self._is_current(stream):
@@ -182,6 +189,14 @@ class Exchange:
         self._note_wait(wait.since, ready)
         return finished
 
+    def _take(self) -> Finished[Any]:
+        """What is finished. What the student has taken decides for a model."""
+        finished = self._dispatch.take()
+        assert finished is not None
+        self._roster.bound |= finished.error is None
+        self._wake()
+        return finished
+
     def _note_wait(self, since: float, ready: int) -> None:
         now = time.monotonic()
         self._student_waited += now - since
@@ -189,19 +204,111 @@ class Exchange:
             self._trace.span("student", "wait", since, now)
             self._trace.counter("batches ready", now, batches=ready)
 
-    def _is_current(self, stream: Stream) -> bool:
+    def _is_current(self, stream: Union[Stream, RequestStream]) -> bool:
         return stream is self._stream and not stream.left and not self._closed
 
     def _forget_stream(self) -> None:
-        """Forget the batches of the stream, if there is one. With the lock."""
+        """Forget the batches of the stream, if there is one; requests are answered with an error.
+        With the lock.
+        """
         if self._stream is None:
             return
         self._stream = None
-        self._rest_at = time.monotonic() + _REST_AFTER
         self._roster.bound = False
-        self._dispatch.clear()
+        if self._dispatch.in_order:
+            self._dispatch.clear()
+        else:
+            self._dispatch.fail_all("the TeacherPool was closed before this request was answered")
         self._source.notify_all()
         self._student.notify_all()
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def submit(self, stream: RequestStream, request: Request, until: float) -> int:
+        """See RequestStream."""
+        since = complained_at = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._is_current(stream):
+                    raise ReaderError("this TeacherPool was closed")
+                now = time.monotonic()
+                if self._has_room():
+                    number = self._dispatch.add(
+                        request, request.rows, request.nbytes, self._config.task_rows, now
+                    )
+                    outstanding = self._dispatch.pending
+                    if self._roster.resting:
+                        stream.nudge()
+                    self._wake()
+                    break
+                why = ""
+                if now >= min(until, complained_at + COMPLAIN_EVERY):
+                    why = (
+                        f"{self._dispatch.pending} are outstanding: {self._dispatch.waits_for(now)}"
+                    )
+                if now >= until:
+                    raise PoolFull(f"no room for a request within {now - since:.1f} s, {why}")
+                if not why:
+                    self._source.wait(min(0.5, until - now))
+            if why:
+                complained_at = now
+                words = "a request has waited %.0f s to be sent, %s"
+                logger.warning(words, now - since, why)
+        self._note_outstanding(now, outstanding)
+        return number
+
+    def take_any(self, stream: RequestStream) -> Optional[Finished[Request]]:
+        """See RequestStream."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                complaint = self._judge_requests(now)
+                if self._dispatch.ready:
+                    finished = self._take()
+                    outstanding = self._dispatch.pending
+                    break
+                if stream is not self._stream:
+                    return None
+                if not complaint:
+                    self._student.wait(0.5)
+            if complaint:
+                words = "the oldest of the requests to teachers has waited %.0f s: %s"
+                logger.warning(words, now - self._request_wait.since, complaint)
+        self._note_outstanding(now, outstanding)
+        return finished
+
+    def _judge_requests(self, now: float) -> str:
+        """What is to be said of the oldest request, which fails if waiting longer is pointless."""
+        dispatch = self._dispatch
+        if dispatch.ready or not dispatch.pending:
+            return ""
+        self._request_wait.since = dispatch.waiting_since
+        try:
+            return self._request_wait.complaint(dispatch, self._roster, now)
+        except ReaderError as error:
+            dispatch.fail_first(error)
+            return ""
+
+    def _has_room(self) -> bool:
+        limits = self._config.requests
+        few = limits is None or self._dispatch.pending < limits.outstanding
+        return few and not self._dispatch.full
+
+    def wanted(self) -> bool:
+        """See RequestStream."""
+        with self._lock:
+            return self._has_room() and self._dispatch.wants_input()
+
+    def unbind(self) -> None:
+        """Let what is taken from now on be of another model, if nobody has the present one."""
+        with self._lock:
+            self._roster.bound = False
+            io = self._follow()
+        _do(io)
+
+    def _note_outstanding(self, now: float, requests: int) -> None:
+        if self._trace is not None:
+            self._trace.counter("requests outstanding", now, requests=requests)
 
     # --- sight ------------------------------------------------------------------------------
 
@@ -212,24 +319,35 @@ class Exchange:
             return self._roster.model
 
     def stats(self) -> dict[str, Any]:
-        """See DistillReader.stats."""
+        """See DistillReader.stats, or TeacherPool.stats."""
         with self._lock:
-            return {
+            stats = {
                 **self._dispatch.stats(time.monotonic()),
                 "want": self._demand.want,
                 "student_waited": self._student_waited,
                 "models": list(self._roster.models),
                 "unusable": self._roster.problems(),
             }
+            outstanding = self._dispatch.pending
+        if self._dispatch.in_order:
+            return stats
+        del stats["buffer"], stats["student_waited"]
+        return {"requests": stats.pop("batches"), "outstanding": outstanding, **stats}
+
+    @property
+    def resting(self) -> bool:
+        """Whether the teachers of a shared service are left to others."""
+        return self._roster.resting
 
     def record(self) -> StudentRecord:
         """What others should know: how many teachers would suit, and which are seen how fast."""
         with self._lock:
             now, dispatch = time.monotonic(), self._dispatch
+            low, high = dispatch.low, dispatch.high
+            if not dispatch.in_order:  # what is finished is taken at once: it says nothing
+                low, high = dispatch.waiting > 0, not dispatch.waiting
             if dispatch.pending:
-                self._demand.update(
-                    now, dispatch.counters.rows, low=dispatch.low, high=dispatch.high
-                )
+                self._demand.update(now, dispatch.counters.rows, low=low, high=high)
             return self._record(now)
 
     def _record(self, now: float) -> StudentRecord:
@@ -287,6 +405,9 @@ class Exchange:
         admitted = roster.admitted
         for name in dispatch.teachers.keys() - admitted:
             dispatch.leave(name, "it serves another model", blame=False)
+        if roster.model != self._answers_of:
+            self._answers_of = roster.model
+            dispatch.start_over()
         for name in admitted - dispatch.teachers.keys():
             dispatch.join(name, now)
         for name in admitted:
@@ -394,8 +515,7 @@ class Exchange:
             sent = task.sent_to.get(name, now)
             if isinstance(answer, dict):
                 nbytes = sum(array.nbytes for array in answer.values())
-                kept = self._dispatch.answered(name, task.id, answer, nbytes, now)
-                self._roster.bound |= kept
+                self._dispatch.answered(name, task.id, answer, nbytes, now)
             elif isinstance(answer, RequestRefused):
                 self._dispatch.refused(name, task.id, answer.message, now)
             elif isinstance(answer, TeacherUnavailable):
@@ -406,7 +526,8 @@ class Exchange:
             if self._roster.held[name].retiring:
                 seat.turn.notify()
         if self._trace is not None:
-            label = f"batch {task.batch}" if isinstance(answer, dict) else type(answer).__name__
+            what = "batch" if self._dispatch.in_order else "request"
+            label = f"{what} {task.batch}" if isinstance(answer, dict) else type(answer).__name__
             self._trace.span(name, label, sent, now, rows=task.stop - task.start, task=task.id)
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
@@ -427,12 +548,20 @@ class Exchange:
             overslept, self._judged_at = now - self._judged_at - pause, now
             if self._stream is not None and self._stream.left:
                 self._forget_stream()
+            if isinstance(self._stream, RequestStream):
+                for number in self._stream.withdrawn():
+                    self._dispatch.withdraw(number)
             if overslept > _OVERSLEPT:
                 self._dispatch.excuse(overslept, now)
             for name, reason in self._dispatch.overdue(now).items():
                 io += self._lose(self._seats[name], reason)
             self._dispatch.expire_refusals(now)
-            self._roster.resting = self._stream is None and now >= self._rest_at
+            busy = self._stream is not None
+            if busy and not self._dispatch.in_order:
+                busy = self._dispatch.pending > 0
+            if busy:
+                self._rest_at = now + self._rest_after
+            self._roster.resting = now >= self._rest_at
             io += self._follow()
             pause = _TICK if self._dispatch.pending else _IDLE_TICK
         _do(io)
@@ -443,7 +572,7 @@ class Exchange:
         dispatch = self._dispatch
         if dispatch.ready:
             self._student.notify()
-        if dispatch.wants_input():
+        if dispatch.wants_input() if dispatch.in_order else self._has_room():
             self._source.notify()
         if self._idle and dispatch.pending:
             now = time.monotonic()

@@ -55,12 +55,13 @@ _LOOK_EVERY = 0.5
 
 @dataclass(frozen=True)
 class Wants:
-    """What a reader asks of every teacher. ``fallback``: what to take those for that do not say
-    what they serve. ``token``: what they want to be shown. ``targets``: the slot of target ids.
-    ``tokenizer``: the fingerprint of the student's; empty: any.
+    """What a student asks of every teacher. ``ins``: its slots; None if each request names its
+    own. ``fallback``: what to take those for that do not say what they serve. ``token``: what they
+    want to be shown. ``targets``: the slot of target ids. ``tokenizer``: the fingerprint of the
+    student's; empty: any.
     """
 
-    ins: Sequence[Optional[str]]
+    ins: Optional[Sequence[Optional[str]]]
     predicts: Sequence[str]
     fallback: Optional[Description] = None
     token: str = ""
@@ -257,6 +258,7 @@ class TeacherLink:
                 client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply)
             except WireError as error:
                 self._desk.rejected(client, task, SourceError(str(error)))
+            del work, task, batch, feeds, label_feeds, reply  # nothing is held while it waits
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:

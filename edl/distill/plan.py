@@ -129,19 +129,21 @@ def _conform(
 
 
 def make_plan(
-    ins: Sequence[Optional[str]],
+    ins: Optional[Sequence[Optional[str]]],
     predicts: Sequence[str],
     description: Description,
     targets: Optional[str] = None,
 ) -> Plan:
-    """Match the reader's slots and predictions with what a teacher serves. ``predicts``: names of
-    fetches, or what asks for sparse labels of one (see ``labels.ask``). ``targets``: the slot of
-    the ids that some of these need.
+    """Match a student's slots and predictions with what a teacher serves. ``ins`` is None where
+    each request names what it has. ``predicts``: names of fetches, or what asks for sparse labels
+    of one (see ``labels.ask``). ``targets``: the slot of the ids that some of these need.
 
-    Raises ConfigError that names what the teacher lacks or what the reader does not have.
+    Raises ConfigError that names what the teacher lacks or what the student does not have.
     """
     asks = [_ask(predict, description) for predict in predicts]
     unknown = [predict for ask, predict in zip(asks, predicts) if ask is None]
+    if ins is None:
+        ins = list(description.feeds)
     slots = {name: index for index, name in enumerate(ins) if name is not None}
     made = {name for ask in asks if isinstance(ask, Labelling) for name in ask.feeds}
     feeds = {name: spec for name, spec in description.feeds.items() if name not in made}

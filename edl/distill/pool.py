@@ -3,7 +3,8 @@
 What happens because time passes is done by one thread, the supervisor: it lets the ``exchange``
 judge, reports to the log and to the registry, and ends everything in the end.
 
-A pool knows no source and no epoch: ``open`` gives a :class:`Stream` of batches.
+A pool knows no source and no epoch: ``open`` gives a :class:`Stream` of batches, ``open_requests``
+a :class:`RequestStream`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import queue
 import time
 import uuid
+from functools import partial
 from typing import Any, Callable, Optional
 
 from edl._threads import Loop
@@ -20,7 +22,7 @@ from edl.discovery import CLOSE_WITHIN
 from edl.discovery.records import StudentRecord
 from edl.distill.exchange import Exchange
 from edl.distill.settings import PoolConfig
-from edl.distill.stream import Stream
+from edl.distill.stream import RequestStream, Stream
 from edl.distill.teachers import Place
 from edl.distill.trace import Trace
 
@@ -31,7 +33,7 @@ _REPORT_EVERY = 30.0
 
 
 class Pool:
-    """The teachers of one reader, kept from one stream to the next, and what is at them.
+    """The teachers of one student, kept from one stream to the next, and what is at them.
 
     Everything runs in daemon threads that ``close`` ends.
     """
@@ -40,10 +42,11 @@ class Pool:
         self._config = config
         self._name = uuid.uuid4().hex
         self._exchange = Exchange(config, self._name, trace, self._unheard)
-        self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to in finalizers
+        # What is to be done by the supervisor. May be put to in finalizers.
+        self._nudges: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._place: Optional[Place] = None
-        self._abandoned: Optional[Callable[[], None]] = None
         self._stopping = False
+        self._resting = False
         self._pause = 0.0
         self._record_at, self._report_at = 0.0, time.monotonic() + _REPORT_EVERY
         self._supervisor = Loop("edl-supervise", self._supervise, pause=0.0, finish=self._end)
@@ -62,10 +65,11 @@ class Pool:
     def _unheard(self) -> str:
         return "" if self._place is None else self._place.problem
 
-    def abandon(self, close: Callable[[], None]) -> None:
-        """Let ``close`` be called soon. For finalizers: takes no lock and waits for nothing."""
-        self._abandoned = close
-        self.nudge()
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Let ``action`` be called soon, by the supervisor. For finalizers: takes no lock and waits
+        for nothing.
+        """
+        self._nudges.put(action)
 
     def nudge(self) -> None:
         """Let the supervisor look now. Takes no lock."""
@@ -94,11 +98,24 @@ class Pool:
         model that may label them.
         """
         stream = Stream(self._exchange, self.nudge)
-        record = self._exchange.open(stream, model)
+        self._open(partial(self._exchange.open, stream, model))
+        return stream
+
+    def open_requests(self) -> RequestStream:
+        """A stream of requests, answered in any order; for a pool whose config says so."""
+        stream = RequestStream(self._exchange, self.nudge)
+        self._open(partial(self._exchange.open, stream, ""))
+        return stream
+
+    def _open(self, begin: Callable[[], StudentRecord]) -> None:
+        record = begin()
         if self._place is not None:
             self._place.report(record)
         self.nudge()
-        return stream
+
+    def unbind(self) -> None:
+        """Let answers from now on be of another model, if nobody has the present one any more."""
+        self._exchange.unbind()
 
     @property
     def model(self) -> str:
@@ -106,21 +123,23 @@ class Pool:
         return self._exchange.model
 
     def stats(self) -> dict[str, Any]:
-        """See DistillReader.stats."""
+        """See DistillReader.stats, or TeacherPool.stats."""
         return self._exchange.stats()
 
     # --- the supervisor ---------------------------------------------------------------------
 
     def _supervise(self) -> None:
         """What happens because time passes: time-outs, hedges, suspended teachers, reports."""
-        self._sleep(self._pause)
-        if self._abandoned is not None:
-            self._abandoned()
+        for action in self._sleep(self._pause):
+            action()
         if self._stopping:
             self._supervisor.stop()
             return
         self._pause = self._exchange.tick(self._pause)
         now = time.monotonic()
+        if self._resting != self._exchange.resting:
+            self._resting = not self._resting
+            self._record_at = now
         if now >= self._report_at:
             self._report_at = now + _REPORT_EVERY
             self._report()
@@ -128,14 +147,24 @@ class Pool:
             self._record_at = now + _RECORD_EVERY
             self._place.report(self._exchange.record())
 
-    def _sleep(self, seconds: float) -> None:
-        """Sleep, or until a nudge."""
+    def _sleep(self, seconds: float) -> list[Callable[[], None]]:
+        """Sleep, or until a nudge; what is to be done."""
+        nudges = []
         with contextlib.suppress(queue.Empty):
-            self._nudges.get(timeout=seconds)
+            nudges.append(self._nudges.get(timeout=seconds))
+            while True:
+                nudges.append(self._nudges.get_nowait())
+        return [action for action in nudges if action is not None]
 
     def _report(self) -> None:
         """One line for the log."""
         stats = self.stats()
+        if self._config.requests is not None:
+            words = "%d requests answered, %d outstanding, %d teachers, %d resent, %d hedged"
+            names = ("requests", "outstanding", "teachers", "resent", "hedged")
+            counts = (stats[name] for name in names)
+            logger.info(words, *(len(n) if isinstance(n, dict) else n for n in counts))
+            return
         rate = sum(teacher["rows_per_second"] for teacher in stats["teachers"].values())
         logger.info(
             "%d batches read, %d ready (%s), %d teachers at %.0f rows/s, latency %.0f ms "

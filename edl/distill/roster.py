@@ -3,10 +3,10 @@
 No threads, no sockets, no clock. What is there is told by ``found`` and ``assigned``, what happens
 to connections by ``connected`` and ``lost``; ``step`` returns the connections to open and to end.
 
-One epoch has one model, from the first answer that is kept. Teachers of other models are sent
-nothing (``left_out``). Before that, a model that no teacher serves gives way to the one that most
-of them do: that is how the first epoch gets its model, and how a reader goes over to another one
-between epochs, when all teachers have. Students that see the same teachers choose alike.
+One epoch has one model, from the first batch that the student takes. Teachers of other models are
+sent nothing (``left_out``). Before that, a model that no teacher serves gives way to the one that
+most of them do: that is how the first epoch gets its model, and how a reader goes over to another
+one between epochs, when all teachers have. Students that see the same teachers choose alike.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Roster:
     resting: bool = False  # no epoch is read: teachers of a shared service are left to others
     heard: bool = False
     models: list[str] = field(default_factory=list)  # those used so far, the current one last
-    bound: bool = False  # there are labels of it: the model stays for this epoch
+    bound: bool = False  # the student has labels of it: the model stays for this epoch
     _found: dict[str, str] = field(default_factory=dict)  # endpoint, and the model it declares
     _declared: dict[str, set[str]] = field(default_factory=dict)  # the inverse, without ""
     _assigned: frozenset[str] = frozenset()

@@ -1,4 +1,6 @@
-"""What runs an epoch: the pools of a reader, and the threads that read ahead for them."""
+"""What runs: the pools of a reader and the threads that read ahead for them; or those of a
+TeacherPool, which reads nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from edl.errors import ReaderError
 
 
 class Running:
-    """Pools, threads and files of a reader in one process. Holds no reference to the reader.
+    """Pools, threads and files of an owner, a reader or a TeacherPool, in one process. Holds no
+    reference to it.
 
     Raises from the constructor, with nothing left running, what starting a pool raises.
     """
@@ -32,15 +35,15 @@ class Running:
     ) -> None:
         self.pid = os.getpid()
         self._models = models
-        self._trace = Trace(trace) if trace else None
-        self._pools = [Pool(config, self._trace) for config in configs]
+        self.trace = Trace(trace) if trace else None
+        self.pools = [Pool(config, self.trace) for config in configs]
         self._streams: list[Stream] = []
         self._reading: list[threading.Thread] = []
         self._finalizer: Optional[weakref.finalize] = None
         # Runs at the end of DataLoader's workers too, which leave without atexit's functions.
         self._at_exit = Finalize(None, self.close, exitpriority=10)
         try:
-            for pool in self._pools:
+            for pool in self.pools:
                 pool.start()
         except BaseException:
             self.close()
@@ -61,10 +64,10 @@ class Running:
         self.settle()
         ahead = []
         try:
-            for number, (model, pool) in enumerate(zip(self._models, self._pools)):
+            for number, (model, pool) in enumerate(zip(self._models, self.pools)):
                 stream = pool.open(keep_to[number] if number < len(keep_to) else "")
                 self._streams.append(stream)
-                ahead.append(ReadAhead(batches, stream, self._trace))
+                ahead.append(ReadAhead(batches, stream, self.trace))
                 self._reading.append(ahead[-1].thread)
                 batches = _predicted(stream, model)
         except BaseException:  # such as: no thread can be started
@@ -97,16 +100,16 @@ class Running:
 
     def stats(self) -> dict[str, Any]:
         """By model."""
-        return {model.name: pool.stats() for model, pool in zip(self._models, self._pools)}
+        return {model.name: pool.stats() for model, pool in zip(self._models, self.pools)}
 
     def models(self) -> list[str]:
         """The fingerprints in use; empty where none is yet."""
-        return [pool.model for pool in self._pools]
+        return [pool.model for pool in self.pools]
 
     def _abandon(self) -> None:
-        """The reader is gone. In its finalizer: takes no lock and waits for nothing."""
+        """The owner is gone. In its finalizer: takes no lock and waits for nothing."""
         if self.pid == os.getpid():
-            self._pools[0].abandon(self.close)
+            self.pools[0].call_soon(self.close)
 
     def close(self) -> None:
         """End everything, unless it belongs to the process that this one was forked from."""
@@ -116,13 +119,13 @@ class Running:
         if self._finalizer is not None:
             self._finalizer.detach()
         self.leave_iteration()
-        for pool in self._pools:
+        for pool in self.pools:
             pool.stop()
         deadline = time.monotonic() + CLOSE_WITHIN
-        for pool in self._pools:
+        for pool in self.pools:
             pool.close(deadline - time.monotonic())
-        if self._trace is not None:
-            self._trace.close()
+        if self.trace is not None:
+            self.trace.close()
 
 
 def _predicted(stream: Stream, model: Model) -> Iterator[Batch]:

@@ -52,6 +52,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class RequestLimits:
+    """``outstanding``: requests at a time. ``rest_after``: seconds without a request, after which
+    a shared service's teachers are left to others.
+    """
+
+    outstanding: int
+    rest_after: float = 60.0
+
+
+@dataclass(frozen=True)
 class PoolConfig:
     """What a pool of one model's teachers is told; see DistillReader for the meaning of each."""
 
@@ -61,6 +71,7 @@ class PoolConfig:
     max_teachers: Optional[int] = None
     limits: Limits = field(default_factory=Limits)
     no_teacher_timeout: float = 600.0
+    requests: Optional[RequestLimits] = None  # if it is asked by requests, in no order
 
 
 def parse_models(

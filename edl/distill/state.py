@@ -94,13 +94,18 @@ class Finished(Generic[Payload]):
 
 @dataclass
 class BatchState(Generic[Payload]):
-    """A batch on its way: the parts that have been answered, and how many are missing."""
+    """A batch on its way, since ``since``: the parts that have been answered, and how many are
+    missing. ``nbytes``: with those of its answers, ``answer_bytes``.
+    """
 
     number: int
     payload: Optional[Payload]
     nbytes: int
     first_task: int = 0
     rows: int = 0
+    task_rows: int = 1
+    since: float = 0.0
+    answer_bytes: int = 0
     parts: list[Any] = field(default_factory=list)
     missing: int = 0
     sent: dict[int, None] = field(default_factory=dict)  # tasks in flight, once, oldest first
@@ -128,6 +133,7 @@ class TeacherState:
     name: str
     window: int
     in_flight: dict[int, float] = field(default_factory=dict)  # task id, when it was sent
+    unwanted: set[int] = field(default_factory=set)  # those in flight that nobody waits for now
     last_heard: float = 0.0
     usual: float = 0.0
     deviation: float = 0.0

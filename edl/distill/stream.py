@@ -1,7 +1,10 @@
-"""Batches on their way: what a source puts in at one end and a student takes out at the other."""
+"""What is on its way through a pool: a source's batches to a student, or requests and answers."""
 
 from __future__ import annotations
 
+import contextlib
+import queue
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from edl.distill.batches import ArrayBatch, SampleBatch
@@ -9,6 +12,7 @@ from edl.distill.state import Finished
 
 if TYPE_CHECKING:
     from edl.distill.exchange import Exchange
+    from edl.distill.requests import Request
 
 Batch = Union[SampleBatch, ArrayBatch]
 
@@ -50,3 +54,49 @@ class Stream:
         """
         self.left = True
         self._nudge()
+
+
+class RequestStream:
+    """Requests on their way through a pool, from ``Pool.open_requests`` until the pool is closed:
+    any thread puts them in, one takes them out, in whatever order they are answered.
+    """
+
+    left = False
+
+    def __init__(self, exchange: Exchange, nudge: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._withdrawn: queue.SimpleQueue[int] = queue.SimpleQueue()  # put to in finalizers
+        self.nudge = nudge
+
+    def submit(self, request: Request, until: float) -> int:
+        """Add a request; its number. Blocks while there is no room, until ``until`` (by
+        ``time.monotonic``), and logs every few seconds why. Raises PoolFull when that is over,
+        ReaderError once the pool was closed.
+        """
+        return self._exchange.submit(self, request, until)
+
+    def take_any(self) -> Optional[Finished[Request]]:
+        """A request with its answer, or with an error: NoTeacherError if there has been no teacher
+        to work for longer than the limit while it waited, ReaderError if no teacher there is fits
+        or the pool was closed. None when there will be no more. Blocks. Every few seconds of the
+        oldest one's waiting are logged with their reason.
+        """
+        return self._exchange.take_any(self)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a teacher has room for another request."""
+        return self._exchange.wanted()
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for this request any more. Takes no lock and waits for nothing, so that a
+        finalizer may call it; it becomes an error soon after, unless it is answered before.
+        """
+        self._withdrawn.put(number)
+        self.nudge()
+
+    def withdrawn(self) -> Iterator[int]:
+        """The numbers of those that have been withdrawn since this was called last."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._withdrawn.get_nowait()

@@ -56,3 +56,12 @@ def is_tensor(value: Any) -> bool:
     """Whether ``value`` is a Paddle tensor; does not import Paddle."""
     paddle = sys.modules.get("paddle")
     return paddle is not None and isinstance(value, getattr(paddle, "Tensor", ()))
+
+
+def nbytes_of(value: Any) -> int:
+    """Bytes of an array or a tensor; of anything else, roughly."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if is_tensor(value):
+        return int(value.size) * int(value.element_size())
+    return sys.getsizeof(value)

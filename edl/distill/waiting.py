@@ -13,23 +13,26 @@ from edl.errors import NoTeacherError, ReaderError
 
 logger = logging.getLogger(__name__)
 
-_COMPLAIN_EVERY = 5.0
+#: Seconds.
+COMPLAIN_EVERY = 5.0
 _MOST_LISTED = 10
 
 
 class Wait:
-    """One wait for a batch, from ``since`` on. ``where``: its teachers are looked for there.
-    ``unheard``: says why nothing is heard from there. ``limit``: seconds that it may last without a
-    teacher to work.
+    """Waiting for a batch, since ``since``, which may be moved on to the next one's. ``where``: its
+    teachers are looked for there. ``unheard``: says why nothing is heard from there. ``limit``:
+    seconds that it may last without a teacher to work.
     """
 
-    def __init__(self, where: Any, unheard: Callable[[], str], limit: float, since: float) -> None:
+    def __init__(
+        self, where: Any, unheard: Callable[[], str], limit: float, since: float = 0.0
+    ) -> None:
         self.since = since
         self._where = where
         self._unheard = unheard
         self._limit = limit
         self._usable_at = since
-        self._complain_at = since + _COMPLAIN_EVERY
+        self._complained_at = since
 
     def complaint(self, dispatch: Dispatch[Any], roster: Roster, now: float) -> str:
         """What is to be said of it now, which is something every few seconds. Raises NoTeacherError
@@ -40,13 +43,13 @@ class Wait:
             raise ReaderError(f"no teacher of {self._where} fits this reader: {reasons}")
         if dispatch.usable:
             self._usable_at = now
-        alone = now - self._usable_at
+        alone = now - max(self.since, self._usable_at)
         if alone > self._limit:
             why = self._why(dispatch, roster, now)
             raise NoTeacherError(f"no teacher for {alone:.0f} s: {why}")
-        if now < self._complain_at:
+        if now < max(self.since, self._complained_at) + COMPLAIN_EVERY:
             return ""
-        self._complain_at = now + _COMPLAIN_EVERY
+        self._complained_at = now
         return self._why(dispatch, roster, now)
 
     def _why(self, dispatch: Dispatch[Any], roster: Roster, now: float) -> str:

@@ -1,26 +1,29 @@
 """Nothing is lost, doubled, misordered or mislabelled, whatever happens to the teachers and to the
 network before them, at random, for a while.
 
-``EDL_CHAOS_SECONDS`` and ``EDL_CHAOS_SEED`` choose how long the four tests last together and which
+``EDL_CHAOS_SECONDS`` and ``EDL_CHAOS_SEED`` choose how long the five tests last together and which
 sequence they take (see scripts/chaos).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from edl.distill import DistillReader, Limits
+from edl.distill import DistillReader, Limits, TeacherPool
 from tests.support.chaos import Chaos, Proxies, Teachers, Zoo
-from tests.support.processes import Registrar
+from tests.support.processes import Registrar, eventually
 
 paddle = pytest.importorskip("paddle")
 
-SECONDS = float(os.environ.get("EDL_CHAOS_SECONDS", "28")) / 4
+TESTS = 5
+SECONDS = float(os.environ.get("EDL_CHAOS_SECONDS", "35")) / TESTS
 SEED = int(os.environ.get("EDL_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 ROWS, BATCHES, WIDTH = 8, 40, 200
 LIMITS = Limits(min_timeout=0.5, max_timeout=3.0, max_attempts=50)
@@ -110,7 +113,7 @@ def say(capsys):
 
     def say(text):
         with capsys.disabled():
-            print(f"\nchaos: scripts/chaos {4 * SECONDS:g} {SEED}: {text}")
+            print(f"\nchaos: scripts/chaos {TESTS * SECONDS:g} {SEED}: {text}")
 
     return say
 
@@ -177,6 +180,90 @@ def test_nor_when_the_student_leaves_and_resumes(distant, generator, say):
         while not chaos.over.is_set() or student.taken or not student.counts["resumed"]:
             student.use_a_reader()
     say(f"{student.epoch} epochs, {student.counts}; {chaos.events}")
+
+
+def test_nor_when_threads_ask_a_pool(distant, generator, say):
+    limits = Limits(min_timeout=0.3, max_timeout=1.5, max_attempts=1000, hedge_share=0.2)
+    teachers = distant[1].endpoints
+    with (
+        TeacherPool(
+            ["prob"], teachers, teacher_batch_size=ROWS, max_outstanding=40, limits=limits
+        ) as pool,
+        Chaos(SECONDS, generator, *distant) as chaos,
+    ):
+        askers = [Asker(random.Random(generator.random()), pool, chaos.over) for _ in range(8)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join()
+        failures = [asker.failure for asker in askers if asker.failure]
+        assert not failures, failures
+        counts = {
+            name: sum(asker.counts[name] for asker in askers)
+            for name in ("answered", "cancelled", "mapped")
+        }
+        eventually(lambda: pool.stats()["outstanding"] == 0)
+        stats = pool.stats()
+    say(
+        f"{counts}, lost {stats['lost_teachers']} teachers, {stats['resent']} tasks resent, "
+        f"{stats['hedged']} hedged; {chaos.events}"
+    )
+    assert counts["answered"] > 50
+
+
+class Asker(threading.Thread):
+    """Asks in every way until ``over``, and checks each answer."""
+
+    def __init__(self, generator, pool, over):
+        super().__init__()
+        self._random, self._pool, self._over = generator, pool, over
+        self.counts = dict.fromkeys(("answered", "cancelled", "mapped"), 0)
+        self.failure = None
+
+    def run(self):
+        try:
+            while not self._over.is_set():
+                self._random.choice([self.ask, self.ask_many, self.map, self.cancel])()
+        except BaseException as error:
+            self.failure = error
+
+    def requests(self, count):
+        for _ in range(count):
+            first = self._random.randrange(1 << 16)
+            rows = np.arange(self._random.randrange(3 * ROWS), dtype="f4")[:, None]
+            yield {"img": np.full((len(rows), WIDTH), first, "f4") + rows}
+
+    def check(self, feeds, answer):
+        assert answer["prob"].shape == (len(feeds["img"]), 2)
+        assert (answer["prob"][:, 0] == feeds["img"].sum(axis=1)).all(), "mislabelled"
+        self.counts["answered"] += 1
+
+    def ask(self):
+        (feeds,) = self.requests(1)
+        self.check(feeds, self._pool.infer(feeds))
+
+    def ask_many(self):
+        asked = [(feeds, self._pool.submit(feeds)) for feeds in self.requests(10)]
+        self._random.shuffle(asked)
+        for feeds, future in asked:
+            self.check(feeds, future.result())
+
+    def map(self):
+        kept, asked = itertools.tee(self.requests(20))
+        take = self._random.randrange(25)
+        answers = self._pool.map(asked)
+        for feeds, answer in itertools.islice(zip(kept, answers), take):
+            self.check(feeds, answer)
+            self.counts["mapped"] += 1
+        answers.close()
+
+    def cancel(self):
+        asked = [(feeds, self._pool.submit(feeds)) for feeds in self.requests(10)]
+        for feeds, future in asked:
+            if future.cancel():
+                self.counts["cancelled"] += 1
+            else:
+                self.check(feeds, future.result())
 
 
 class Student:

@@ -403,6 +403,103 @@ def test_a_retiring_teacher_finishes_what_it_has_and_gets_nothing_more():
     assert dispatch.next_task("a", 0.0) is not None
 
 
+# --- taken in any order -------------------------------------------------------------------------
+
+
+def requests_to(*teachers, **limits):
+    dispatch = Dispatch(Limits(**limits), in_order=False)
+    for name in teachers:
+        dispatch.join(name, now=0.0)
+    return dispatch
+
+
+def test_what_is_finished_first_is_taken_first_where_there_is_no_order():
+    dispatch = requests_to("a")
+    add(dispatch, "x", "y")
+    first, second = dispatch.next_task("a", 0.0), dispatch.next_task("a", 0.0)
+    answer(dispatch, "a", second)
+    assert dispatch.take().payload == "y"
+    assert not dispatch.ready
+    answer(dispatch, "a", first)
+    assert dispatch.take().payload == "x"
+    assert dispatch.pending == 0
+
+
+def test_without_an_order_whatever_is_in_flight_may_be_hedged():
+    """The first request is a long one, and the second is at a teacher that does not answer."""
+    dispatch = requests_to("slow", "fast")
+    now = teach(dispatch, "fast", seconds=0.1)
+    add(dispatch, "x")
+    assert dispatch.next_task("slow", now).batch == 4
+    add(dispatch, "y")
+    stuck = dispatch.next_task("slow", now)
+    first = dispatch.next_task("fast", now + 1)
+    assert first.batch == 4
+    assert dispatch.next_task("fast", now + 1) is stuck, "somebody waits for it"
+
+
+def test_a_request_that_is_withdrawn_is_not_sent_and_its_answer_is_no_duplicate():
+    dispatch = requests_to("a", min_window=2)
+    add(dispatch, "sent", "waiting")
+    task = dispatch.next_task("a", 0.0)
+    dispatch.withdraw(0)
+    dispatch.withdraw(1)
+    assert dispatch.next_task("a", 0.0) is None
+    answer(dispatch, "a", task)
+    assert [dispatch.take().error is None for _ in range(2)] == [False, False]
+    assert (dispatch.counters.duplicates, dispatch.counters.batches) == (0, 0)
+    assert not dispatch.teachers["a"].in_flight
+
+
+def test_what_is_finished_cannot_be_withdrawn():
+    dispatch = requests_to("a")
+    add(dispatch, "x")
+    answer(dispatch, "a", dispatch.next_task("a", 0.0))
+    dispatch.withdraw(0)
+    assert dispatch.take().error is None
+    dispatch.withdraw(0)
+    assert dispatch.take() is None
+
+
+def test_the_answers_to_a_batch_that_was_given_up_are_no_duplicates():
+    dispatch = dispatch_with("a", "b", max_failures=1)
+    add(dispatch, "x", rows=8)
+    first, second = dispatch.next_task("a", 0.0), dispatch.next_task("b", 0.0)
+    dispatch.failed("a", first.id, "too dark", 0.0)
+    answer(dispatch, "b", second)
+    assert dispatch.take().error is not None
+    assert dispatch.counters.duplicates == 0
+
+
+def test_only_the_first_request_fails_when_it_has_waited_too_long():
+    dispatch = requests_to()
+    add(dispatch, "x", "y")
+    dispatch.fail_first(ReaderError("no teacher"))
+    assert dispatch.take().payload == "x"
+    assert not dispatch.ready
+
+
+# --- another model ------------------------------------------------------------------------------
+
+
+def test_answers_that_were_not_taken_are_asked_for_again_of_another_model():
+    dispatch = dispatch_with("old", min_window=4)
+    add(dispatch, "x", "y", rows=8)
+    for task in [dispatch.next_task("old", 0.0) for _ in range(3)]:
+        answer(dispatch, "old", task)
+    held = dispatch._held_bytes
+    dispatch.leave("old", "it serves another model", blame=False)
+    dispatch.start_over()
+    assert not dispatch.ready
+    assert dispatch._held_bytes == held - 30
+    dispatch.join("new", 1.0)
+    for _ in range(4):
+        task = dispatch.next_task("new", 1.0)
+        dispatch.answered("new", task.id, "of the new one", 10, 1.0)
+    parts = [dispatch.take().parts for _ in range(2)]
+    assert parts == [["of the new one"] * 2] * 2
+
+
 # --- everything at random -----------------------------------------------------------------------
 
 NAMES = st.sampled_from("abcd")
@@ -545,3 +642,98 @@ class Chaos(RuleBasedStateMachine):
 
 TestChaos = Chaos.TestCase
 TestChaos.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+class AnyOrder(Chaos):
+    """The same for requests, which are also withdrawn, given up, and asked of another model."""
+
+    def __init__(self):
+        super().__init__()
+        self.dispatch = Dispatch(self.limits, in_order=False)
+        self.outstanding = {}  # number and rows, in the order of asking
+        self.withdrawn = set()
+        self.model = 0
+
+    @precondition(lambda self: self.dispatch.wants_input())
+    @rule(rows=st.integers(0, 9), nbytes=st.integers(0, 900))
+    def source_yields(self, rows, nbytes):
+        number = self.dispatch.add((self.added, rows), rows, nbytes, 4)
+        assert number == self.added
+        self.outstanding[number] = rows
+        self.added += 1
+
+    @precondition(lambda self: self.late)
+    @rule(index=PICK)
+    def a_late_answer_arrives(self, index):
+        name, task = self.late.pop(index % len(self.late))
+        self.give(name, task, 5)
+        self.in_flight = [item for item in self.in_flight if item != (name, task)]
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=PICK, nbytes=st.integers(0, 100))
+    def teacher_answers(self, index, nbytes):
+        name, task = self.pick(index)
+        self.give(name, task, nbytes)
+
+    def give(self, name, task, nbytes):
+        outputs = (self.model, task.batch, task.start, task.stop)
+        self.dispatch.answered(name, task.id, outputs, nbytes, self.now)
+
+    @precondition(lambda self: self.outstanding)
+    @rule(index=PICK)
+    def one_is_withdrawn(self, index):
+        number = list(self.outstanding)[index % len(self.outstanding)]
+        finished = self.dispatch._batches[number].complete
+        self.dispatch.withdraw(number)
+        if not finished:
+            self.withdrawn.add(number)
+
+    @precondition(lambda self: self.outstanding)
+    @rule()
+    def the_oldest_has_waited_too_long(self):
+        number = next(iter(self.outstanding))
+        if not self.dispatch._batches[number].complete:
+            self.withdrawn.add(number)
+        self.dispatch.fail_first(ReaderError("no teacher"))
+
+    @rule()
+    def all_teachers_get_another_model(self):
+        for name in list(self.dispatch.teachers):
+            self.teacher_leaves(name, False)
+        self.late = []  # what comes from connections that have ended is not heard
+        self.dispatch.start_over()
+        self.model += 1
+
+    @rule()
+    def student_takes(self):
+        finished = self.dispatch.take()
+        if finished is not None:
+            number, rows = finished.payload
+            assert self.outstanding.pop(number) == rows, "exactly once"
+            assert (finished.error is not None) == (number in self.withdrawn)
+            cuts = range(0, max(rows, 1), 4)
+            expected = [(self.model, number, start, min(rows, start + 4)) for start in cuts]
+            assert finished.parts == ([] if finished.error else expected), "of one model"
+            self.taken += 1
+
+    @invariant()
+    def the_head_is_the_oldest(self):
+        assert self.dispatch._head == next(iter(self.outstanding), self.added)
+        for teacher in self.dispatch.teachers.values():
+            assert teacher.unwanted <= teacher.in_flight.keys()
+
+    def teardown(self):
+        for name in list(self.dispatch.teachers):
+            self.teacher_leaves(name, False)
+        self.dispatch.join("good", self.now)
+        for _ in range(10 * self.dispatch.pending + 10):
+            self.student_takes()
+            task = self.dispatch.next_task("good", self.now)
+            if task is not None:
+                self.give("good", task, 1)
+            self.now += 0.01
+        assert not self.outstanding
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
