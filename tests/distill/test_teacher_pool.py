@@ -170,7 +170,9 @@ def test_32_threads_ask_at_once_while_a_teacher_is_killed_and_replaced():
         workers = [threading.Thread(target=ask) for _ in range(32)]
         for worker in workers:
             worker.start()
-        eventually(lambda: pool.stats()["teachers"].get(victim.endpoint, {}).get("in_flight"))
+        eventually(
+            lambda: pool.stats().get("teachers", {}).get(victim.endpoint, {}).get("in_flight")
+        )
         victim.kill(signal.SIGKILL)
         victim.wait()
         eventually(lambda: pool.stats()["lost_teachers"] == 1)
