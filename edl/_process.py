@@ -24,9 +24,11 @@ def stop_event() -> threading.Event:
         signal.signal(signum, lambda *_: None)
 
     def listen() -> None:
-        arrived.recv(1)
-        signals.fileno()  # held open for as long as this thread lives
-        stop.set()
+        while arrived.recv(
+            64
+        ):  # for ever: signals may well come twice, and must not find it closed
+            signals.fileno()  # held open for as long as this thread lives
+            stop.set()
 
     threading.Thread(target=listen, name="edl-signals", daemon=True).start()
     return stop

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from edl._endpoints import endpoint_of
 from edl._process import stop_event
 from edl.cli.example import example
+from edl.errors import ConfigError
 
 if TYPE_CHECKING:
     from edl.discovery.assignment import Summary
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 )
 @click.option("--etcd", required=True, help="etcd endpoints, comma-separated.")
 @click.option("--service", "services", required=True, multiple=True, help="Services to balance.")
-@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address for the metrics.")
 def command(etcd: str, services: tuple[str, ...], metrics_port: Optional[int], host: str) -> None:
     """Assign teachers to students from a process of its own.
@@ -71,7 +75,11 @@ class _Gauges:
             name: Gauge(f"edl_service_{name}", text, ["service"], registry=registry)
             for name, text in texts.items()
         }
-        start_http_server(port, host, registry)
+        try:
+            start_http_server(port, host, registry)
+        except OSError as error:
+            endpoint = endpoint_of(host, port)
+            raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}") from error
 
     def show(self, service: str, summary: Summary) -> None:
         """Set the gauges."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edl.serving.client.measure import Speed
-    from edl.serving.wire.description import Description
+    from edl.serving.wire.description import Description, TensorSpec
 
 #: An endpoint, and what was measured of it.
 Measured = list[tuple[str, "Speed"]]
@@ -72,6 +72,14 @@ def _counts(_: click.Context, parameter: click.Parameter, text: str) -> list[int
 )
 @feed_option(
     "NAME:DTYPE:SHAPE", "The size of a feed that the teacher leaves open, as in ids:int64:128."
+)
+@click.option(
+    "--fetch",
+    "fetches",
+    multiple=True,
+    metavar="NAME",
+    help="An output that is asked for, or sparse labels of one, as in 'logits?top_k=64'.  "
+    "[default: all]",
 )
 @click.option(
     "--conf",
@@ -146,7 +154,9 @@ def _teacher(endpoint: str, options: Mapping[str, Any]) -> Callable[[int, int], 
     said = Entry(options["protocol"], options["form"], _description(options["conf"]))
     entry = learn(endpoint, said, token, timeout)
     description = entry.description or Description({}, {})
-    specs = {**description.needed, **_sizes(options["feeds"], entry.description)}
+    fetches = list(options["fetches"]) or list(description.fetches)
+    known = {**description.needed, **_label_feeds(fetches, entry.description)}
+    specs = {**known, **_sizes(options["feeds"], known)}
     if not specs:
         raise ConfigError(
             f"{endpoint} does not say what it serves: give its serving_client_conf.prototxt with "
@@ -159,7 +169,7 @@ def _teacher(endpoint: str, options: Mapping[str, Any]) -> Callable[[int, int], 
         return measure(
             lambda: entry.connect(endpoint, token),
             random_rows(specs, batch) if given is None else given,
-            list(description.fetches),
+            fetches,
             batch=batch,
             clients=clients,
             seconds=options["seconds"],
@@ -178,15 +188,34 @@ def _description(conf: Optional[Path]) -> Optional[Description]:
     return read_config(conf).describe()
 
 
-def _sizes(feeds: tuple[str, ...], description: Optional[Description]) -> dict[str, Any]:
+def _label_feeds(
+    fetches: list[str], description: Optional[Description]
+) -> Mapping[str, TensorSpec]:
+    """What sparse labels take beside the model's own feeds. Raises ConfigError for a fetch that the
+    teacher does not have, and for labels that its server does not make.
+    """
+    from edl.serving.wire import labels
+
+    feeds: dict[str, TensorSpec] = {}
+    if description is None:
+        return feeds
+    for fetch in fetches:
+        name, form = labels.resolve(description, fetch)
+        if form is not None and not labels.server_makes_labels(description):
+            raise ConfigError(f"--fetch {fetch}: this server makes no sparse labels")
+        if form is not None:
+            feeds.update(labels.feed_specs(description.fetches[name], form))
+    return feeds
+
+
+def _sizes(feeds: tuple[str, ...], known: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """The feeds that were given. Raises ConfigError for one that the teacher does not have."""
     from edl.serving.wire.description import TensorSpec
 
     specs = {}
     for name, (shape, dtype) in map(feed_spec, feeds):
-        if description is not None and name not in description.feeds:
-            known = ", ".join(description.feeds)
-            raise ConfigError(f"--feed {name}: the teacher's feeds are {known}")
+        if known and name not in known:
+            raise ConfigError(f"--feed {name}: the teacher's feeds are {', '.join(known)}")
         specs[name] = TensorSpec(tuple(shape), dtype)
     return specs
 

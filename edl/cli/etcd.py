@@ -13,7 +13,13 @@ from edl.cli.example import example
 
 @click.command(epilog=example("edl etcd --data-dir ./etcd"))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=2379, show_default=True, help="Port for clients; 0: a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=2379,
+    show_default=True,
+    help="Port for clients; 0: a free one.",
+)
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -11,6 +11,9 @@ from edl.cli.example import example
 from edl.cli.options import feed_option, feed_spec
 from edl.errors import ConfigError
 
+#: What ``export_model`` alone can do, as it is when nothing is said.
+_NO_OPTIONS = {"pdmodel": False, "top_k": None, "temperature": 1.0, "samples": 0}
+
 
 @click.command(
     epilog=example(
@@ -30,7 +33,32 @@ from edl.errors import ConfigError
     "A name for each input, in order; with a layer also its kind, as in img:float32:3,224,224 "
     "(no batch dimension).",
 )
-@click.option("--fetch", "fetches", multiple=True, help="A name for each output, in order.")
+@click.option(
+    "--fetch",
+    "fetches",
+    multiple=True,
+    help="A name for each output, in order; with a layer also a form of sparse labels of it, as in "
+    "'logits?top_k=64'.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(1),
+    help="Sparse labels in place of the layer's outputs: so many of the largest logits.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="What logits are divided by for them.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Class ids drawn from the rest for them.",
+)
 @click.option("--pdmodel", is_flag=True, help="A program of Paddle 2, for Paddle Serving 0.9.")
 @click.option(
     "--out",
@@ -44,8 +72,8 @@ def command(
     weights: Optional[Path],
     feeds: tuple[str, ...],
     fetches: tuple[str, ...],
-    pdmodel: bool,
     out: Path,
+    **options: Any,
 ) -> None:
     """Write a model as Paddle Serving's two directories, with the names that students say.
 
@@ -59,10 +87,12 @@ def command(
         from edl.serving.model.export import export_model
 
         specs = dict(feed_spec(feed) for feed in feeds)
-        files = export_model(_make(layer, weights), out, specs, fetches, pdmodel=pdmodel)
+        files = export_model(_make(layer, weights), out, specs, fetches, **options)
     else:
-        if weights or pdmodel:
-            raise click.UsageError("--weights and --pdmodel go with --layer")
+        if weights or options != _NO_OPTIONS:
+            raise click.UsageError(
+                "--weights, --pdmodel, --top-k, --temperature and --samples go with --layer"
+            )
         from edl.serving.model.export import export_inference_model
 
         assert model is not None

@@ -142,6 +142,10 @@ def make_plan(
     """
     asks = [_ask(predict, description) for predict in predicts]
     unknown = [predict for ask, predict in zip(asks, predicts) if ask is None]
+    if unknown:
+        raise ConfigError(
+            f"it serves {_quoted(description.fetches)}, but predicts names {_quoted(unknown)}"
+        )
     if ins is None:
         ins = list(description.feeds)
     slots = {name: index for index, name in enumerate(ins) if name is not None}
@@ -153,10 +157,6 @@ def make_plan(
         raise ConfigError(
             f"it needs feeds {_quoted(needed)}, but the reader's slots are named "
             f"{_quoted(slots)}: {_quoted(missing)} is missing from ins"
-        )
-    if unknown:
-        raise ConfigError(
-            f"it serves {_quoted(description.fetches)}, but predicts names {_quoted(unknown)}"
         )
     if labels.TARGET_FEED in made and targets is None:
         raise ConfigError("its model was exported with targets: name their slot with targets=...")

@@ -101,11 +101,12 @@ def _array(name: str, slot: Any) -> np.ndarray:
 
 @dataclass(eq=False)
 class Request:
-    """Feeds on their way, and the future of ``finish(outputs)``."""
+    """Feeds on their way, and the future of ``finish(outputs)``. ``epoch``: they are of none."""
 
     feeds: Feeds
     finish: Callable[[Outputs], Any]
     future: Future[Any]
+    epoch: int = 0
 
     @property
     def rows(self) -> int:
@@ -127,10 +128,10 @@ class Requests:
     pool is closed.
     """
 
-    def __init__(self, pool: Pool, predicts: Sequence[str]) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._stream = pool.open_requests()
         self._thread = threading.Thread(
-            target=_hand_out, args=(self._stream, predicts), name="edl-requests", daemon=True
+            target=_hand_out, args=(self._stream,), name="edl-requests", daemon=True
         )
         self._thread.start()
 
@@ -164,16 +165,16 @@ def _withdraw_if_cancelled(stream: RequestStream, number: int, future: Future[An
         stream.withdraw(number)
 
 
-def _hand_out(stream: RequestStream, predicts: Sequence[str]) -> None:
+def _hand_out(stream: RequestStream) -> None:
     while (finished := stream.take_any()) is not None:
         try:
-            _answer(finished, predicts)
+            _answer(finished)
         except BaseException:  # such as SystemExit in a callback: others wait for their answers
             logger.exception("a callback of a future has failed")
         del finished  # its memory is the user's
 
 
-def _answer(finished: Finished[Request], predicts: Sequence[str]) -> None:
+def _answer(finished: Finished[Request]) -> None:
     request, error = finished.payload, finished.error
     assert request is not None
     future, value = request.future, None
@@ -181,7 +182,7 @@ def _answer(finished: Finished[Request], predicts: Sequence[str]) -> None:
         return
     if error is None:
         try:
-            value = request.finish(join_parts(finished.parts, predicts))
+            value = request.finish(join_parts(finished.parts, list(finished.parts[0])))
         except Exception as failure:
             error = failure
     finished.parts.clear()

@@ -322,7 +322,7 @@ class TeacherPool:
         running = Running(self._models, self._pool_configs(), trace_path(self._trace_path))
         try:
             pools = zip(self._models, running.pools)
-            self._requests = {model.name: Requests(pool, model.predicts) for model, pool in pools}
+            self._requests = {model.name: Requests(pool) for model, pool in pools}
         except BaseException:  # such as: no thread can be started
             running.close()
             raise

@@ -18,6 +18,7 @@ from tests.support.processes import ROOT, edl, python_teacher
 NOTHING_COUNTED = {"edl_queue_seconds_count": 0.0, "edl_compute_seconds_count": 0.0}
 
 QUICK = ("--seconds", "0.2", "--batch", "1,8", "--clients", "1,2")
+CLIENT = ("--clients", "1")
 IMG = ("--feed", "img:float32:4")
 
 
@@ -96,6 +97,21 @@ def test_a_size_that_the_teacher_leaves_open_is_asked_for(sums_teacher):
     assert result.returncode == 1
     assert "feed 'img' has no fixed size" in result.stderr
     assert "img:float32:128" in result.stderr
+
+
+def test_sparse_labels_are_measured_by_the_name_that_asks_for_them():
+    fetches = ("--fetch", "logits?top_k=8&samples=2&target")
+    sizes = ("--feed", "ids:int64:5", "--feed", "labels.target:int64:5")
+    with python_teacher("Tokens") as teacher:
+        [result] = json_of(
+            bench(teacher.endpoint, *sizes, *fetches, *QUICK[:2], "--batch", "2", *CLIENT, "--json")
+        )
+        assert result["requests"] > 0
+        refused = bench(teacher.endpoint, *sizes, "--fetch", "logits?top_k=0", *QUICK)
+        unknown = bench(teacher.endpoint, *sizes, "--fetch", "other", *QUICK)
+    assert refused.returncode == unknown.returncode == 1
+    assert "top_k must be from 1 to 65536" in refused.stderr
+    assert "unknown fetch 'other'; this teacher's fetches: 'logits'" in unknown.stderr
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,x", "1,,2"])

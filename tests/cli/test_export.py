@@ -2,6 +2,8 @@
 
 import pytest
 
+from edl.serving.model.prototxt import read_config
+from edl.serving.wire.labels import LabelForm
 from tests.support.processes import edl
 
 
@@ -16,3 +18,22 @@ def test_weights_that_do_not_fit_are_refused_with_their_names(tmp_path):
     assert "does not fit paddle.vision.models:LeNet: missing features" in result.stderr
     assert "unexpected weight, bias" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_is_exported_with_sparse_labels(tmp_path):
+    pytest.importorskip("paddle")
+    layer = ("export", "--layer", "paddle.vision.models:LeNet", "--out", tmp_path)
+    feed = ("--feed", "img:float32:1,28,28", "--fetch", "logits")
+    result = edl(*layer, *feed, "--top-k", 3, "--temperature", 2, "--samples", 2)
+    assert result.returncode == 0, result.stderr
+    conf = read_config(tmp_path / "serving_server" / "serving_server_conf.prototxt")
+    form = LabelForm(3, 2.0, 2)
+    assert [v.alias for v in conf.fetches] == [f"logits.{part}?{form}" for part in form.parts]
+    assert [variable.alias for variable in conf.feeds] == ["img", "labels.seed"]
+
+
+@pytest.mark.parametrize("option", [["--top-k", "3"], ["--pdmodel"], ["--samples", "2"]])
+def test_a_model_that_is_there_is_copied_as_it_is(option, tmp_path):
+    result = edl("export", "--model", tmp_path, "--out", tmp_path, *option)
+    assert result.returncode == 2
+    assert "go with --layer" in result.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,3 +184,19 @@ def test_a_balancer_of_its_own_serves_demand_and_supply_for_autoscalers(etcd_ser
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_port_for_metrics_that_is_taken_is_said_in_one_line():
+    command = ("balancer", "--etcd", "127.0.0.1:1", "--service", "resnet", "--metrics-port")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = edl(*command, port)
+    assert result.returncode == 1
+    assert result.stderr == f"edl: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize("command", [["etcd", "--port"], ["balancer", "--metrics-port"]])
+def test_a_port_that_cannot_be_is_a_usage_error(command):
+    result = edl(*command, 99999)
+    assert result.returncode == 2
+    assert "99999 is not in the range" in result.stderr

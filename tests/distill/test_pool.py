@@ -94,7 +94,7 @@ def test_requests_let_go_of_shared_teachers_after_a_while_and_get_them_back(
     registration.start()
     where = service_teachers(etcd_server.endpoint, service)
     pool = pool_of(where, requests=RequestLimits(10, rest_after=0.5))
-    asking = Requests(pool, ["prob"])
+    asking = Requests(pool)
 
     def ask():
         answer = asking.submit(read_feeds({"img": np.ones((4, 3))}, None), dict, math.inf)

@@ -144,8 +144,8 @@ def _load(auto_model: Any, link: str, dtype: str, directory: Path) -> Any:
         ) from error
     if not has_head(layer):
         raise ModelError(
-            f"{directory} holds a {type(layer).__name__}, which has no lm_head: it is no causal "
-            "language model that can be hosted"
+            f"{directory} holds a {type(layer).__name__}, which has no lm_head, or no config with "
+            "vocab_size and hidden_size: it is no causal language model that can be hosted"
         )
     layer.eval()
     # PaddleFormers leaves sliding windows out of some models' masks unless it is "eager".

@@ -17,6 +17,13 @@ from typing import Any, Callable, Optional, Union
 from edl._paddle import import_paddle
 from edl.errors import ConfigError, ModelError
 from edl.serving.model.files import SERVER_DIRECTORY, ModelFiles, find_model
+from edl.serving.model.labelled import (
+    asked_of,
+    column_specs,
+    columns_of,
+    label_feeds,
+    with_labels,
+)
 from edl.serving.model.layer import evaluating, in_order
 from edl.serving.model.predictor import PaddlePredictor, PredictorOptions
 from edl.serving.model.prototxt import (
@@ -28,6 +35,7 @@ from edl.serving.model.prototxt import (
 )
 from edl.serving.model.replace import replacing
 from edl.serving.wire.description import Fetches, Specs, fetch_names, parse_specs
+from edl.serving.wire.labels import TARGET_FEED, LabelForm
 
 CLIENT_DIRECTORY = "serving_client"
 _PREFIX = "model"
@@ -46,6 +54,9 @@ def export_model(
     fetches: Fetches,
     *,
     pdmodel: bool = False,
+    top_k: Optional[int] = None,
+    temperature: float = 1.0,
+    samples: int = 0,
 ) -> ModelFiles:
     """Write ``layer`` as ``directory/serving_server`` and ``directory/serving_client``.
 
@@ -57,29 +68,47 @@ def export_model(
     have, too.
     ``pdmodel``: write a program of Paddle 2, as Paddle Serving 0.9 needs it, instead of a ``.json``
     one of Paddle 3.
+    ``top_k``, ``temperature``, ``samples``: the program returns sparse labels in place of its
+    fetches, which are logits (rows, ..., classes), so that these never leave the device, whatever
+    server hosts it; readers with the same ``temperature`` and at most this ``top_k`` (exactly this
+    one, if they want samples) get theirs from it. A fetch may say its own form instead, as in
+    ``"logits?top_k=64&temperature=2"`` beside one that is whole. For a form with ``&target``,
+    ``feeds`` says the shape of the ids: ``{"labels.target": ((-1,), "int64")}``.
 
     A model that is there already stays until the new one is complete, and whole if this fails.
     Returns the paths of what was written. Raises MissingDependencyError without Paddle, ConfigError
     if names or shapes do not fit the layer, ModelError if Paddle cannot export it.
     """
-    paddle = import_paddle("exporting a model")
-    names = fetch_names(fetches)
-    spec = [
-        paddle.static.InputSpec([None, *shape], dtype, name)
-        for name, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
+    paddle, name = import_paddle("exporting a model"), type(layer).__name__
+    form = _label_form(top_k, temperature, samples, TARGET_FEED in feeds)
+    asked = asked_of(fetch_names(fetches), form)
+    added, columns = label_feeds(asked, feeds), columns_of(asked)
+    feeds = {**{name: kind for name, kind in feeds.items() if name not in added}, **added}
+    spec: list[Any] = [
+        paddle.static.InputSpec([None, *shape], dtype, feed)
+        for feed, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
     ]
+    if any(form is not None for _, form in asked):
+        if pdmodel:
+            raise ConfigError(
+                "programs of Paddle 2 make no sparse labels: leave pdmodel, or the labels, out; of "
+                "whole logits they are made by edl teacher, or by the student"
+            )
+        layer, spec = with_labels(layer, asked, list(added)), [spec]
     with _replacing_model(Path(directory)) as (server, client):
         with evaluating(layer), _program_format(paddle, pdmodel):
-            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, names))
+            hook = layer.register_forward_post_hook(_distinct_outputs(paddle, columns))
             try:
                 paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
+            except ConfigError:
+                raise
             except Exception as error:  # Paddle's own variety
-                raise ModelError(f"Paddle cannot export {type(layer).__name__}: {error}") from error
+                raise ModelError(f"Paddle cannot export {name}: {error}") from error
             finally:
                 hook.remove()
-        model = _describe(server, client, list(feeds), names)
+        model = _describe(server, client, list(feeds), columns)
         if isinstance(fetches, Mapping):
-            _check_specs(model.fetches, fetches)
+            _check_specs(model.fetches, column_specs(asked, fetches))
     return find_model(Path(directory) / SERVER_DIRECTORY)
 
 
@@ -113,6 +142,16 @@ def export_inference_model(
             shutil.copyfile(files.params, fresh / f"{_PREFIX}.pdiparams")
         _describe(fresh, client, feeds, fetches)
     return find_model(server)
+
+
+def _label_form(
+    top_k: Optional[int], temperature: float, samples: int, target: bool
+) -> Optional[LabelForm]:
+    if top_k is not None:
+        return LabelForm(top_k, temperature, samples, target)
+    if temperature != 1.0 or samples:
+        raise ConfigError("temperature and samples say how sparse labels are made; set top_k, too")
+    return None
 
 
 def _program_names(layer: Any, feeds: Iterable[str]) -> list[str]:

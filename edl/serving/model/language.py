@@ -46,6 +46,8 @@ MOST_WHOLE = 256 << 20
 TOP_K = 256
 
 
+_SIZES = ("vocab_size", "hidden_size")
+
 #: By which part of the largest logit the two ways to compute it may differ.
 _ROUNDING = 0.05
 
@@ -70,14 +72,16 @@ class CausalLM:
 def has_head(layer: Any) -> bool:
     """Whether a layer is a causal language model whose halves can be told apart, as those of
     PaddleFormers and PaddleNLP are: ``lm_head`` is one, the other is called as
-    ``base_model_prefix`` says.
+    ``base_model_prefix`` says, and ``config`` has their sizes.
     """
     prefix = getattr(layer, "base_model_prefix", "")
-    return bool(prefix) and hasattr(layer, "lm_head") and hasattr(layer, prefix)
+    config = getattr(layer, "config", None)
+    sized = all(isinstance(getattr(config, size, None), int) for size in _SIZES)
+    return bool(prefix) and hasattr(layer, "lm_head") and hasattr(layer, prefix) and sized
 
 
 def halves(layer: Any) -> CausalLM:
-    """The halves of a layer that ``has_head``. Raises ModelError if its head is none."""
+    """The halves of a layer that ``has_head``."""
     config = layer.config
     base = getattr(layer, layer.base_model_prefix)
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -252,11 +256,13 @@ class LanguagePredictor:
         """
         self._check(feeds)
         hidden = self._hidden(feeds)
-        outputs = {
-            HIDDEN_STATES: hidden.astype("float32"),
-            LOGITS: Logits(self._model, hidden, self._chunk, self._top_k),
-        }
-        return {name: outputs[name] for name in fetches}
+        outputs: dict[str, Any] = {}
+        for name in fetches:
+            if name == LOGITS:
+                outputs[name] = Logits(self._model, hidden, self._chunk, self._top_k)
+            else:
+                outputs[name] = hidden.astype("float32")
+        return outputs
 
     def test(self, forward: Optional[Callable[[Any], Any]] = None) -> None:
         """Compute fixed tokens, and say their labels in the description (see ``wire.selftest``).

@@ -293,7 +293,10 @@ def _keys(paddle: Any, x: Any) -> Any:
 def _padded(paddle: Any, x: Any, value: float) -> Any:
     """Rows of whole blocks."""
     missing = -x.shape[1] % _BLOCK
-    return paddle.nn.functional.pad(x, [0, 0, 0, missing], value=value) if missing else x
+    if not missing:
+        return x
+    # Not functional.pad: it writes beyond its memory in programs with any number of rows (3.3).
+    return paddle.concat([x, paddle.full_like(x[:, :1], value).expand([-1, missing])], -1)
 
 
 def _random_bits_in_paddle(paddle: Any, seeds: Any, positions: Any, draws: int) -> Any:
@@ -337,7 +340,7 @@ def _drawn_in_paddle(paddle: Any, w: Any, top: Any, bits: Any) -> Any:
     second = _uniform_in_paddle(paddle, bits, 16).unsqueeze(1) * within[:, -1:, :]
     places = (within <= second).astype("int64").sum(1) * blocks + block
     some = (tail > 0) & paddle.isfinite(tail)
-    return paddle.where(some.expand_as(places), places, top[:, :1].expand_as(places))
+    return paddle.where(some, places, top[:, :1])
 
 
 def _at_in_paddle(paddle: Any, x: Any, places: Any) -> Any:

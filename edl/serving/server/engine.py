@@ -274,6 +274,7 @@ class Engine:
         started = asyncio.get_running_loop().time()
         rows = sum(job.rows for job in jobs)
         self._metrics.rows.inc(rows)
+        self._metrics.tokens.inc(sum(job.rows * job.length for job in jobs))
         self._metrics.batch_rows.observe(rows)
         for job in jobs:
             self._metrics.queue_seconds.observe(started - job.since)

@@ -36,6 +36,9 @@ class Metrics:
             registry=registry,
         )
         self.rows = Counter("edl_rows", "Rows given to workers", registry=registry)
+        self.tokens = Counter(
+            "edl_tokens", "Tokens given to workers, where rows are sequences", registry=registry
+        )
         self.batch_rows = Histogram(
             "edl_batch_rows",
             "Rows of each batch given to a worker",

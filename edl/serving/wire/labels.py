@@ -262,30 +262,27 @@ def id_bytes(classes: int) -> int:
 
 
 def narrow_ids(ids: np.ndarray, classes: int) -> np.ndarray:
-    """Ids below ``classes`` (int32) as they travel: uint8; int16, whose bits are those of a uint16;
-    uint8 with a last dimension of 3, the lower bytes of each, the lowest first; int32 beyond 2**24.
+    """Ids below ``classes`` (int32) as they travel: uint8, and where a byte is too little with a
+    last dimension of 2, 3 or 4 for the bytes of each id, the lowest first.
     """
     size = id_bytes(classes)
     if size == 1:
         return ids.astype(np.uint8)
-    if size == 2:
-        return ids.astype(np.uint16).view(np.int16)
-    if size == 3:
-        octets = np.ascontiguousarray(ids, "<i4").view(np.uint8).reshape(*ids.shape, 4)
-        return np.ascontiguousarray(octets[..., :3])
-    return ids
+    octets = np.ascontiguousarray(ids, "<i4").view(np.uint8).reshape(*ids.shape, 4)
+    return np.ascontiguousarray(octets[..., :size])
 
 
 def widen_ids(array: np.ndarray, dimensions: int) -> np.ndarray:
-    """The inverse: int32 of so many dimensions, from an array of any origin. Raises WireError."""
-    if array.dtype == np.uint8 and array.ndim == dimensions + 1 and array.shape[-1] == 3:
+    """The inverse: int32 of so many dimensions, from an array of any origin; one of int32 is taken
+    as it is. Raises WireError.
+    """
+    size = array.shape[-1] if array.ndim == dimensions + 1 else 1
+    if array.dtype == np.uint8 and 2 <= size <= 4:
         octets = np.zeros((*array.shape[:-1], 4), np.uint8)
-        octets[..., :3] = array
+        octets[..., :size] = array
         return octets.view("<i4").reshape(array.shape[:-1]).astype(np.int32, copy=False)
-    if array.ndim != dimensions or array.dtype not in (np.uint8, np.int16, np.int32):
+    if array.ndim != dimensions or array.dtype not in (np.uint8, np.int32):
         raise WireError(f"{array.dtype} of shape {array.shape} holds no ids of {dimensions} dims")
-    if array.dtype == np.int16:
-        array = array.view(np.uint16)
     return array.astype(np.int32, copy=False)
 
 

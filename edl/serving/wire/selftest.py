@@ -24,8 +24,9 @@ TOKENS = 16
 POSITIONS = 4
 CLASSES = 4
 
-#: How much logarithms of probabilities may differ: rounding to bfloat16 makes some hundredths.
-TOLERANCE = 0.25
+#: How much logarithms of probabilities may differ. Of a logit between 32 and 64 bfloat16 rounds up
+#: to 0.125 away; what is broken is off by more than one.
+TOLERANCE = 0.5
 
 _MOST, _LARGEST = 64, 1 << 31
 

@@ -1,6 +1,7 @@
 """Rows that are sequences: those of different length share a batch, filled up and cut again."""
 
 import concurrent.futures
+import urllib.request
 
 import numpy as np
 import pytest
@@ -47,6 +48,8 @@ def test_requests_of_different_length_share_a_batch_and_get_answers_of_their_own
         feeds["mask"] = np.ones_like(feeds["ids"])
     with ServedTeacher(make_workers, ServerOptions(max_wait=20, max_batch_rows=6)) as teacher:
         answers = ask_at_once(teacher, requests)
+        with urllib.request.urlopen(f"http://{teacher.endpoint}/metrics") as page:
+            assert "edl_tokens_total 43.0" in page.read().decode(), "1 x 5 + 3 x 8 + 2 x 7"
     for feeds, answer in zip(requests, answers):
         length = feeds["ids"].shape[1]
         assert (answer["twice"] == 2 * feeds["ids"][:, :, None]).all()

@@ -52,7 +52,7 @@ def test_what_is_no_self_test_is_none(value):
 @pytest.mark.parametrize(
     "other",
     [
-        of_last((4, 6), (-0.3, -1.9)),
+        of_last((4, 6), (-0.7, -1.6)),
         of_last((4, 7), (-0.25, -2.1)),
         of_last((4, 6, 9), (-0.25, -2.0, -2.1)),
     ],
@@ -64,7 +64,7 @@ def test_rounding_is_no_difference(other):
 @pytest.mark.parametrize(
     "other",
     [
-        of_last((4, 6), (-0.6, -2.0)),
+        of_last((4, 6), (-0.8, -2.0)),
         of_last((4, 7), (-0.25, -1.0)),
         of_last((5, 6), (-0.25, -2.0)),
         SelfTest(TEST.ids[:1], TEST.logs[:1]),
