@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import paddle
 from paddleformers.trainer import Trainer, TrainerCallback
@@ -27,6 +27,8 @@ from edl.distill.losses import sparse_distillation
 from edl.distill.reader import DistillReader
 from edl.distill.settings import TeacherSpec
 from edl.errors import ConfigError
+
+_AnyTrainer: Any = Trainer if TYPE_CHECKING else object  # what the mixin is put before
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Distillation:
             raise ConfigError(f"weight, the share of the divergence, is at most 1: {self.weight!r}")
 
 
-class DistillMixin:
+class DistillMixin(_AnyTrainer):
     """Put it before a Trainer class::
 
         class Distilled(DistillMixin, SFTTrainer): ...
@@ -139,15 +141,16 @@ class DistillMixin:
         """Let ``reader`` go on where the checkpoint was written. How many batches the Trainer will
         take and drop before it trains.
         """
-        steps = 0 if self.checkpoint is None else _steps_in(self.checkpoint)
-        if not steps or self.args.ignore_data_skip:
+        checkpoint = self.checkpoint
+        steps = 0 if checkpoint is None else _steps_in(checkpoint)
+        if checkpoint is None or not steps or self.args.ignore_data_skip:
             return 0
         accumulated = self.args.gradient_accumulation_steps
         batches = _length(reader)
         per_epoch = self.args.max_steps if batches is None else max(batches // accumulated, 1)
         epoch, step = divmod(steps, per_epoch)
         dropped = step * accumulated
-        reader.load_state_dict(_place_in(self.checkpoint, epoch, dropped, batches))
+        reader.load_state_dict(_place_in(checkpoint, epoch, dropped, batches))
         self.resumes_between_epochs = not dropped
         return dropped
 

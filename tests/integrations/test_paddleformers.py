@@ -1,6 +1,7 @@
 """PaddleFormers' real Trainer, with a teacher that is somewhere else."""
 
 import threading
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from edl.serving import serve
 
 paddle = pytest.importorskip("paddle")
 pytest.importorskip("paddleformers")
-from paddleformers.trainer import Trainer, TrainingArguments  # noqa: E402
+from paddleformers.trainer import TrainingArguments  # noqa: E402
 from paddleformers.transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from edl.distill.losses import sparse_distillation  # noqa: E402
@@ -149,7 +150,7 @@ def test_every_sample_is_asked_for_once_an_epoch_and_trained_on(tmp_path, teache
     teacher.asked.clear()
     distilled = trainer(tmp_path, teacher)
     distilled.train()
-    samples = sum(distilled.taken, [])
+    samples = list(chain(*distilled.taken))
     assert sorted(samples[:SAMPLES]) == sorted(samples[SAMPLES:]) == list(range(SAMPLES))
     assert samples[:SAMPLES] != samples[SAMPLES:]  # they are shuffled
     assert sorted(teacher.asked) == sorted(samples)
@@ -193,7 +194,7 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_happened(
     before, resumed, losses = resume(tmp_path, teacher, steps, **options)
     assert before == batches
     np.testing.assert_allclose(resumed.losses, losses, rtol=1e-5)
-    assert sorted(teacher.asked) == sorted(sum(resumed.taken, []))  # nothing that was skipped
+    assert sorted(teacher.asked) == sorted(chain(*resumed.taken))  # nothing that was skipped
 
 
 @pytest.mark.parametrize(("steps", "batches"), [(2, 6), (3, 10), (4, 13)])

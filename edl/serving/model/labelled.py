@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from edl._paddle import import_paddle
 from edl.errors import ConfigError
+from edl.serving.model.layer import in_order
 from edl.serving.model.sparse import sparse_labels
 from edl.serving.wire import labels
 from edl.serving.wire.description import Specs, parse_specs
@@ -76,10 +77,7 @@ def with_labels(layer: Any, asked: Asked, added: Sequence[str]) -> Any:
 
     @paddle.jit.not_to_static
     def labelled(outputs: Any, given: Mapping[str, Any]) -> list[Any]:
-        if isinstance(outputs, Mapping):
-            names = [name for name, _ in asked]
-            outputs = [outputs[n] for n in (names if set(names) == set(outputs) else outputs)]
-        outputs = paddle.utils.flatten(outputs)
+        outputs = paddle.utils.flatten(in_order(outputs, [name for name, _ in asked]))
         if len(outputs) != len(asked):
             raise ConfigError(f"{len(asked)} fetches were named, but the layer has {len(outputs)}")
         columns = []
