@@ -48,6 +48,10 @@ class SampleBatch:
             return 0
         return len(self.samples) * sum(nbytes_of(slot) for slot in self.samples[0])
 
+    def has(self, name: str) -> bool:
+        """See Columns."""
+        return True
+
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Slot ``index`` of samples ``start:stop``, stacked. Raises SourceError."""
         try:
@@ -79,6 +83,10 @@ class ArrayBatch:
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     epoch: int = 0
     _arrays: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """See Columns."""
+        return True
 
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start:stop`` of a slot, without a copy. Raises SourceError."""

@@ -33,7 +33,7 @@ class Parcel:
     ``error``: why there is no batch.
     """
 
-    def __init__(self, batch: Any = None, error: Optional[Exception] = None) -> None:
+    def __init__(self, batch: Any = None, error: Optional[BaseException] = None) -> None:
         self._batch = batch
         self.error = error
 
@@ -63,8 +63,12 @@ class Collate:
             for name, slot in _slots("", batch):
                 self._check(name, slot)
         except Exception as error:
-            return [Parcel(error=error), np.zeros(1)]  # Paddle's queues want an array
+            return self.failed(error)
         return [Parcel(batch), batch]
+
+    def failed(self, error: BaseException) -> list[Any]:
+        """What is returned instead of a batch that cannot be made."""
+        return [Parcel(error=error), np.zeros(1)]  # Paddle's queues want an array
 
     def _check(self, name: str, slot: Any) -> None:
         dtype = getattr(slot, "dtype", None)

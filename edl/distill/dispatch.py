@@ -152,10 +152,12 @@ class Dispatch(Generic[Payload]):
         return self._head in self._finished if self.in_order else bool(self._finished)
 
     @property
-    def waiting_since(self) -> float:
-        """When the first batch that was not taken was added, if there is one."""
+    def waiting_since(self) -> Optional[float]:
+        """When the first batch that was not taken was added; None if there is none, or it is
+        finished.
+        """
         batch = self._batches.get(self._head)
-        return batch.since if batch is not None else 0.0
+        return None if batch is None or batch.complete else batch.since
 
     def take(self) -> Optional[Finished[Payload]]:
         """The next batch in order, if it is finished; where the order is none, whichever is."""

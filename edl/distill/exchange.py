@@ -263,26 +263,25 @@ class Exchange:
             with self._lock:
                 now = time.monotonic()
                 complaint = self._judge_requests(now)
-                if self._dispatch.ready:
-                    finished = self._take()
-                    outstanding = self._dispatch.pending
-                    break
-                if stream is not self._stream:
-                    return None
-                if not complaint:
+                finished = self._take() if self._dispatch.ready else None
+                at_end = finished is None and stream is not self._stream
+                outstanding = self._dispatch.pending
+                if not (complaint or finished or at_end):
                     self._student.wait(0.5)
             if complaint:
                 words = "the oldest of the requests to teachers has waited %.0f s: %s"
                 logger.warning(words, now - self._request_wait.since, complaint)
-        self._note_outstanding(now, outstanding)
-        return finished
+            if finished is not None:
+                self._note_outstanding(now, outstanding)
+            if finished is not None or at_end:
+                return finished
 
     def _judge_requests(self, now: float) -> str:
         """What is to be said of the oldest request, which fails if waiting longer is pointless."""
-        dispatch = self._dispatch
-        if dispatch.ready or not dispatch.pending:
+        dispatch, since = self._dispatch, self._dispatch.waiting_since
+        if since is None:
             return ""
-        self._request_wait.since = dispatch.waiting_since
+        self._request_wait.since = since
         try:
             return self._request_wait.complaint(dispatch, self._roster, now)
         except ReaderError as error:

@@ -100,7 +100,7 @@ def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[An
 
 
 def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration) -> Iterator[Any]:
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     start = ahead.progress.start
     paddle: Any = sys.modules["paddle"]
 
@@ -108,7 +108,9 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration)
         def __iter__(self) -> Iterator[Any]:
             try:
                 yield from ahead.values
-            except Exception as error:  # Paddle's thread would die of it, and leave us waiting
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # Paddle's thread would die of it, and leave us waiting
                 failures.append(error)
 
     loader.dataset = Values()
@@ -123,7 +125,7 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration)
         iterator._try_shutdown_all()
 
 
-def _then_raise(batches: Iterator[Any], failures: list[Exception]) -> Iterator[Any]:
+def _then_raise(batches: Iterator[Any], failures: list[BaseException]) -> Iterator[Any]:
     yield from batches
     if failures:
         raise failures[0]

@@ -25,6 +25,9 @@ class Columns(Protocol):
     def epoch(self) -> int:
         """The epoch that it belongs to."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is a slot of that name, as there is of each that the student names."""
+
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start:stop`` of slot ``index``."""
 
@@ -53,7 +56,8 @@ class Plan:
         Raises SourceError, which names the slot, for values that the feed's dtype cannot hold.
         """
         return {
-            name: _conform(batch, slot, name, spec, start, stop) for slot, name, spec in self.feeds
+            name: _conform(batch, slot, name, spec, start, stop)
+            for slot, name, spec in self._fed_by(batch)
         }
 
     def label_feeds(self, batch: Columns, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -63,7 +67,8 @@ class Plan:
         specs = {name: spec for each in self.labellings for name, spec in each.feeds.items()}
         feeds = {}
         if labels.SEED_FEED in specs:
-            slots = [batch.column(slot, name, start, stop) for slot, name, _ in sorted(self.feeds)]
+            fed = sorted(self._fed_by(batch), key=lambda feed: feed[:2])
+            slots = [batch.column(slot, name, start, stop) for slot, name, _ in fed]
             feeds[labels.SEED_FEED] = row_seeds(slots, batch.epoch)
         if labels.TARGET_FEED in specs:
             assert self.targets is not None
@@ -75,6 +80,10 @@ class Plan:
                 raise SourceError(f"slot {slot} ({name!r}), the targets: {wrong}")
             feeds[labels.TARGET_FEED] = array
         return feeds
+
+    def _fed_by(self, batch: Columns) -> list[tuple[int, str, TensorSpec]]:
+        """The feeds that are sent; optional ones if the batch has them."""
+        return [feed for feed in self.feeds if not feed[2].optional or batch.has(feed[1])]
 
     def sent(self, label_feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of them that the teacher needs."""
@@ -147,7 +156,7 @@ def make_plan(
             f"it serves {_quoted(description.fetches)}, but predicts names {_quoted(unknown)}"
         )
     if ins is None:
-        ins = list(description.feeds)
+        ins = list(dict.fromkeys([*description.feeds, *([targets] if targets else [])]))
     slots = {name: index for index, name in enumerate(ins) if name is not None}
     made = {name for ask in asks if isinstance(ask, Labelling) for name in ask.feeds}
     feeds = {name: spec for name, spec in description.feeds.items() if name not in made}

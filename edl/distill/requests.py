@@ -118,6 +118,10 @@ class Request:
         """What they hold."""
         return self.feeds.nbytes
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a feed."""
+        return name in self.feeds.arrays
+
     def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start:stop`` of a feed, without a copy. Raises SourceError."""
         return self.feeds.named(name)[start:stop]

@@ -120,11 +120,14 @@ def label_form(
 
 
 def check_targets(
-    targets: Optional[str], ins: Sequence[Optional[str]], models: Sequence[Model]
+    targets: Optional[str], ins: Optional[Sequence[Optional[str]]], models: Sequence[Model]
 ) -> Optional[str]:
-    """The slot of target ids, if there is one, and there is if it is needed. Raises ConfigError."""
-    if targets is not None and (not isinstance(targets, str) or targets not in ins):
-        raise ConfigError(f"targets is {targets!r}, which is not one of ins: {list(ins)!r}")
+    """The slot of target ids, if there is one, and there is if it is needed. ``ins`` is None where
+    each request names what it has. Raises ConfigError.
+    """
+    known = isinstance(targets, str) and (ins is None or targets in ins)
+    if targets is not None and not known:
+        raise ConfigError(f"targets is {targets!r}, which is not one of ins: {list(ins or ())!r}")
     forms = [labels.split(name)[1] for model in models for name in model.predicts]
     needed = any(form is not None and form.target for form in forms)
     if needed and targets is None:

@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from edl._random import numpy_state, set_numpy_state
+from edl.distill.guarding import guarded_batches
 from edl.distill.progress import Start, Trail
 from edl.distill.workers import (
     Handout,
@@ -101,7 +102,7 @@ class Source:
             return self._read_once(start.skip)
         if self._sampler is not None:
             self._sampler.begin(start, trail)
-            return iter(self._loader)
+            return _iterate(self._loader)
         if has_state(self.value):
             return self._open_with_state(start, trail)
         return itertools.islice(_iterate(self.value), start.skip, None)
@@ -329,6 +330,8 @@ def _loader_of(dataset: Any, batch_sampler: Any) -> Any:
 
 
 def _iterate(source: Any) -> Iterator[Any]:
+    if is_loader(source) and not source.num_workers and not has_state(source.dataset):
+        return guarded_batches(source)
     if callable(source) and not hasattr(source, "__iter__"):
         source = source()
     try:

@@ -25,7 +25,9 @@ from edl.distill.settings import (
     RequestLimits,
     TeacherSpec,
     check_names,
+    check_targets,
     fallback_description,
+    label_form,
     parse_models,
     teachers_from_environment,
 )
@@ -33,6 +35,7 @@ from edl.distill.state import Limits
 from edl.distill.tensors import as_tensors, convert_predictions
 from edl.distill.trace import trace_path
 from edl.errors import ConfigError, ReaderError
+from edl.serving.model.tokenizer import parse_tokenizer
 
 
 class TeacherPool:
@@ -71,9 +74,14 @@ class TeacherPool:
         limits: Optional[Limits] = None,
         no_teacher_timeout: float = 600.0,
         token: Optional[str] = None,
+        tokenizer: Union[str, Path, None] = None,
         serving_conf_file: Optional[str] = None,
         trace: Union[str, Path, None] = None,
         return_tensors: Optional[str] = None,
+        top_k: Optional[int] = None,
+        temperature: float = 1.0,
+        samples: int = 0,
+        targets: Optional[str] = None,
     ) -> None:
         """``teachers``: endpoints, or ``etcd://host:port[,...]/service``; or a mapping from a name
         to such. Then ``predicts`` is one list for all or a mapping with the same names.
@@ -92,10 +100,16 @@ class TeacherPool:
         for teachers that do not say what they serve. ``trace``: a file for a timeline that opens in
         Perfetto (or the environment variable EDL_DISTILL_TRACE; ``{pid}`` is replaced).
         ``return_tensors``: answers as Paddle tensors ("pd") or numpy arrays ("np"); default:
-        tensors where a feed of the request is one. Raises ConfigError for what cannot work.
+        tensors where a feed of the request is one. ``tokenizer``, ``top_k``, ``temperature``,
+        ``samples``, ``targets`` (the name of a request's class ids): sparse labels and language
+        models, as of a DistillReader. The same rows get the same samples, always.
+        Raises ConfigError for what cannot work.
         """
-        self._models = parse_models(predicts, teachers)
+        form = label_form(top_k, temperature, samples, targets)
+        self._models = parse_models(predicts, teachers, form)
         self._feeds = None if feeds is None else check_names("feeds", feeds)
+        self._targets = check_targets(targets, self._feeds, self._models)
+        self._tokenizer = parse_tokenizer(tokenizer) if tokenizer is not None else ""
         self._route = route
         self._check_route()
         if teachers is None and "PADDLE_DISTILL_BALANCE_SERVER" not in os.environ:
@@ -341,7 +355,9 @@ class TeacherPool:
             configs.append(
                 PoolConfig(
                     teachers=teachers,
-                    wants=Wants(self._feeds, model.predicts, fallback, token),
+                    wants=Wants(
+                        self._feeds, model.predicts, fallback, token, self._targets, self._tokenizer
+                    ),
                     task_rows=self._task_rows,
                     max_teachers=most if teachers.balanced else None,
                     limits=self._limits,

@@ -227,7 +227,7 @@ def wait_for(read: Callable[[], Any], what: str, handout: Handout) -> Any:
     return value
 
 
-def error_as_bytes(error: Exception) -> bytes:
+def error_as_bytes(error: BaseException) -> bytes:
     """An error for another process, with its traceback; its words, if it cannot travel itself."""
     words = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:

@@ -473,10 +473,14 @@ def test_the_answers_to_a_batch_that_was_given_up_are_no_duplicates():
 
 def test_only_the_first_request_fails_when_it_has_waited_too_long():
     dispatch = requests_to()
-    add(dispatch, "x", "y")
+    for number in range(2):
+        dispatch.add(number, 4, 100, 4, now=number + 5.0)
+    assert dispatch.waiting_since == 5.0
     dispatch.fail_first(ReaderError("no teacher"))
-    assert dispatch.take().payload == "x"
+    assert dispatch.waiting_since is None, "it is finished"
+    assert dispatch.take().payload == 0
     assert not dispatch.ready
+    assert dispatch.waiting_since == 6.0
 
 
 # --- another model ------------------------------------------------------------------------------

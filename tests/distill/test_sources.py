@@ -1,5 +1,6 @@
 """Every kind of source, several teacher models, and the reader inside a DataLoader."""
 
+import itertools
 import json
 import os
 
@@ -451,3 +452,78 @@ def test_a_loaders_persistent_workers_are_kept_from_one_epoch_to_the_next(sums_t
         pids = [{int(pid) for slots in reader for pid in slots[1]} for _ in range(2)]
         assert pids[0] == pids[1]
         assert os.getpid() not in pids[0]
+
+
+class Numbered(paddle.io.IterableDataset):
+    """Fails where it is told to."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        for number in range(COUNT * ROWS):
+            if number == 5 * ROWS + 1:
+                raise self.error
+            yield np.full(3, number, "f4"), np.int64(number)
+
+
+class Indexed(paddle.io.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return COUNT * ROWS
+
+    def __getitem__(self, index):
+        if index == 5 * ROWS + 1:
+            raise self.error
+        return np.full(3, index, "f4"), np.int64(index)
+
+
+class Drawn(paddle.io.BatchSampler):
+    def __init__(self, error):
+        super().__init__(dataset=Numbers(), batch_size=ROWS)
+        self.error = error
+
+    def __iter__(self):
+        yield from itertools.islice(super().__iter__(), 5)
+        raise self.error
+
+
+def of_dataset(kind):
+    return lambda error: paddle.io.DataLoader(kind(error), batch_size=ROWS, drop_last=True)
+
+
+def of_sampler(error):
+    return paddle.io.DataLoader(Numbers(), batch_sampler=Drawn(error))
+
+
+def of_collate(error):
+    def collate(samples):
+        if samples[0][1] == 5 * ROWS:
+            raise error
+        return paddle.io.dataloader.collate.default_collate_fn(samples)
+
+    return paddle.io.DataLoader(Numbers(), batch_size=ROWS, collate_fn=collate)
+
+
+@pytest.mark.parametrize("error", [LookupError("no such file"), SystemExit("no such file")])
+@pytest.mark.parametrize(
+    "broken",
+    [of_dataset(Indexed), of_dataset(Numbered), of_sampler, of_collate],
+    ids=["dataset", "iterable dataset", "sampler", "collate"],
+)
+def test_what_a_loader_without_workers_raises_is_raised_in_its_turn(sums_teacher, broken, error):
+    """Paddle itself waits for ever."""
+    seen = []
+    with make(sums_teacher, broken(error)) as reader:
+        with pytest.raises(type(error), match="no such file"):
+            seen.extend(int(label[0]) // ROWS for _, label, _ in reader)
+        assert seen == [0, 1, 2, 3, 4]
+        assert reader.state_dict()["delivered"] == 5
+
+
+def test_a_dataset_s_stop_iteration_is_not_the_end_of_the_epoch(sums_teacher):
+    with make(sums_teacher, of_dataset(Indexed)(StopIteration("early"))) as reader:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(reader)

@@ -31,6 +31,8 @@ from edl.errors import (
 )
 from edl.serving import serve
 from edl.serving.server.server import ServerOptions
+from edl.serving.wire import frame
+from tests.distill.test_bad_teachers import BadTeacher, respond
 from tests.support.processes import ROOT, eventually, python_teacher
 
 WIDTH = 3
@@ -384,6 +386,31 @@ def test_without_a_teacher_each_request_fails_after_its_own_waiting():
             check(third.result(10), rows(2))
 
 
+def test_a_request_that_no_teacher_takes_fails_although_others_are_answered_all_the_time(caplog):
+    """One teacher refuses it, and the other, which does not, is busy for ever."""
+    busy = BadTeacher(lambda conn, meta, feeds: respond(conn, meta, [], frame.ELIMIT, "full"))
+    done = threading.Event()
+
+    def ask():
+        while not done.is_set():
+            pool.infer({"img": rows(1)})
+
+    with python_teacher("Fragile") as teacher, pool_of(teacher, busy, no_teacher_timeout=6) as pool:
+        pool.infer({"img": rows(0)})
+        eventually(lambda: len(pool.stats()["teachers"]) == 2)
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        negative = pool.submit({"img": -1 - rows(0)})
+        with pytest.raises(ReaderError, match="full"):
+            negative.result(30)
+        done.set()
+        for asker in askers:
+            asker.join(30)
+    busy.close()
+    assert "the oldest of the requests to teachers has waited 5 s" in caplog.text
+
+
 def test_time_in_which_nobody_asks_does_not_count():
     port = free_port()
     with pool_of(f"127.0.0.1:{port}", no_teacher_timeout=1.0) as pool:
@@ -420,14 +447,12 @@ def test_a_future_that_is_cancelled_is_withdrawn_and_those_who_wait_are_told():
 
 
 def test_the_answer_to_what_was_withdrawn_is_no_duplicate():
-    holding = threading.Event()
-    holding.set()
+    released = threading.Event()
     computed = []
 
     def hook():
         computed.append(None)
-        while holding.is_set():
-            time.sleep(0.01)
+        released.wait(20)
 
     with teacher_here(hook=hook) as teacher, pool_of(teacher) as pool:
         futures = [pool.submit({"img": rows(number)}) for number in range(3)]
@@ -435,7 +460,7 @@ def test_the_answer_to_what_was_withdrawn_is_no_duplicate():
         for future in futures:
             assert future.cancel()
         eventually(lambda: pool.stats()["outstanding"] == 0)
-        holding.clear()
+        released.set()
         check(pool.infer({"img": rows(9)}), rows(9))
         stats = pool.stats()
         assert (stats["requests"], stats["duplicates"]) == (1, 0)

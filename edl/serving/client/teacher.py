@@ -37,6 +37,7 @@ from edl.errors import (
 from edl.serving.wire import frame
 from edl.serving.wire.compression import compression_of, decompress
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
+from edl.serving.wire.labels import with_plain_ids
 from edl.serving.wire.messages import METHOD, SERVICE, decode_response, encode_request
 from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent, size_of
 
@@ -113,7 +114,8 @@ class TeacherClient:
     def infer(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
     ) -> Outputs:
-        """Outputs for ``feeds`` by fetch name; all of them when none is named.
+        """Outputs for ``feeds`` by fetch name; all of them when none is named. A name such as
+        ``logits?top_k=64`` asks for sparse labels: ``logits.values`` and so on.
 
         Both are numpy arrays, rows first, in the shapes and dtypes that
         :meth:`describe` says. Feeds are not converted. Raises TeacherTimeout after ``timeout``
@@ -123,7 +125,12 @@ class TeacherClient:
         """
         outputs = self._wait(SERVICE, METHOD, encode_request(feeds, fetches), timeout, raw=False)
         assert isinstance(outputs, dict)
-        return outputs
+        if not any("?" in fetch for fetch in fetches):
+            return outputs
+        try:
+            return with_plain_ids(outputs)
+        except WireError as error:
+            raise TeacherProtocolError(self.endpoint, str(error)) from error
 
     def describe(self, timeout: float = 10.0) -> Description:
         """What the teacher serves. Raises RequestRefused if the server does not say (a Paddle

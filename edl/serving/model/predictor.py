@@ -140,7 +140,10 @@ class PaddlePredictor:
             raise
         except Exception as error:  # whatever Paddle's C++ says of a broken file
             raise ModelError(f"Paddle cannot load {files.program}: {error}") from error
-        self.on_gpu = gpu_of(options.device) is not None
+        gpu = gpu_of(options.device)
+        # Where the operators are missing that labels take (Paddle 2), they are made in numpy.
+        self.on_gpu = gpu is not None and hasattr(paddle, "bitwise_right_shift")
+        self._place = paddle.CPUPlace() if gpu is None else paddle.CUDAPlace(gpu)
         self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
         self.model = model
         self.description = model.describe(
@@ -163,7 +166,10 @@ class PaddlePredictor:
         """The same as tensors, on the device that has computed them."""
         paddle = import_paddle("hosting a Paddle model")
         by_name = {self._names[alias]: array for alias, array in feeds.items()}
-        given = [paddle.to_tensor(by_name[name]) for name in self._predictor.get_input_names()]
+        given = [
+            paddle.to_tensor(by_name[name], place=self._place)
+            for name in self._predictor.get_input_names()
+        ]
         tensors = dict(zip(self._predictor.get_output_names(), self._predictor.run(given)))
         return {alias: tensors[self._names[alias]] for alias in fetches}
 

@@ -52,8 +52,8 @@ _LAST_SHIFT = 31
 _BITS = 24
 _UNIT = 2.0**-_BITS
 
-#: exp of less is 0 in float32, or nearly.
-_UNDERFLOW = -87.0
+#: A tail of less, beside the largest's weight of 1, is none: rounding makes more of nothing.
+_NO_TAIL = 1e-25
 
 #: What random numbers are multiplied by, so that no rounding makes one of them reach the whole sum.
 _BELOW_ONE = 1.0 - 2.0**-20
@@ -173,7 +173,8 @@ def _largest(x: np.ndarray, classes: int, k: int) -> tuple[np.ndarray, np.ndarra
         few = x.reshape(len(x), _BLOCK, blocks).max(axis=1)
     few = np.fmax(few, np.float32(-np.inf))  # NaN counts as the smallest
     bound = np.partition(few, few.shape[1] - k, axis=1)[:, few.shape[1] - k]
-    rows, places = np.nonzero(~(x[:, :classes] < bound[:, None]))  # NaN is not below
+    reached = ~(x[:, :classes] < bound[:, None])  # NaN is not below
+    rows, places = np.divmod(np.flatnonzero(reached), classes)  # numpy's quick way, for one line
     candidates = x[rows, places]
     order = np.lexsort((-candidates, rows))  # stable: equal ones stay in the order of places
     starts = np.searchsorted(rows, np.arange(len(x)))
@@ -212,7 +213,7 @@ def _drawn(w: np.ndarray, blocks: int, top: np.ndarray, bits: np.ndarray) -> np.
     by_block = w.reshape(len(w), _BLOCK, blocks)
     sums = by_block.sum(axis=1).cumsum(axis=1, dtype=np.float64)
     tail = sums[:, -1:]
-    some = (tail > 0) & np.isfinite(tail)
+    some = (tail > _NO_TAIL) & np.isfinite(tail)
     # The rows' distributions one after the other, each of length 1: one sorted sequence.
     line = np.where(some, sums / np.where(some, tail, 1), 0) + row
     block = np.searchsorted(line.ravel(), (_uniform(bits, 40) + row).ravel(), side="right")
@@ -236,8 +237,10 @@ def _in_paddle(logits: Any, form: LabelForm, seeds: Any, targets: Any) -> dict[s
         paddle.shape(logits)[place] if size < 0 else size
         for place, size in enumerate(logits.shape[:-1])
     ]
-    by_row = logits.astype("float32").reshape([0, -1, classes]) / form.temperature
+    by_row = logits.astype("float32").reshape([0, -1, classes])
     x = by_row.reshape([-1, classes])
+    if form.temperature != 1.0:
+        x = x / form.temperature
     values, ids = _largest_in_paddle(paddle, x, form.top_k)
     parts = {VALUES: values.astype("float16"), INDICES: ids.astype("int32")}
     if form.target:
@@ -245,10 +248,10 @@ def _in_paddle(logits: Any, form: LabelForm, seeds: Any, targets: Any) -> dict[s
         parts[TARGET] = _at_in_paddle(paddle, x, where).reshape([-1])
     highest = values[:, :1]
     offset = paddle.where(paddle.isfinite(highest), highest, paddle.zeros_like(highest))
-    below = x - offset
-    # Paddle's exp for CPUs goes no lower than 1e-38, of which many would be a tail.
-    w = paddle.where(below < _UNDERFLOW, paddle.zeros_like(x), paddle.exp(below))
-    parts[LOGSUMEXP] = paddle.log(w.sum(-1)) + offset[:, 0]
+    w = paddle.exp(x - offset)
+    # Paddle's exp for CPUs goes no lower than 1e-38, so rows of nothing are looked at themselves.
+    nothing = highest[:, 0] == -math.inf
+    parts[LOGSUMEXP] = paddle.where(nothing, highest[:, 0], paddle.log(w.sum(-1)) + offset[:, 0])
     if form.samples:
         bits = _random_bits_in_paddle(paddle, seeds, paddle.shape(by_row)[1], form.samples)
         w = paddle.put_along_axis(w, ids, 0.0, 1)
@@ -339,7 +342,7 @@ def _drawn_in_paddle(paddle: Any, w: Any, top: Any, bits: Any) -> Any:
     within = within.astype("float64").cumsum(1)
     second = _uniform_in_paddle(paddle, bits, 16).unsqueeze(1) * within[:, -1:, :]
     places = (within <= second).astype("int64").sum(1) * blocks + block
-    some = (tail > 0) & paddle.isfinite(tail)
+    some = (tail > _NO_TAIL) & paddle.isfinite(tail)
     return paddle.where(some, places, top[:, :1])
 
 

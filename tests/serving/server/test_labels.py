@@ -75,6 +75,14 @@ def test_the_whole_may_be_had_beside_them(client):
     assert_answer(answer, parts)
 
 
+def test_whoever_asks_by_hand_gets_plain_ids(client):
+    feeds, parts = request(2, LabelForm(5, samples=3))
+    answer = client.infer(feeds, ["logits?top_k=5&samples=3"])
+    for part in ("indices", "samples"):
+        assert answer[f"logits.{part}"].dtype == np.int32
+        np.testing.assert_array_equal(answer[f"logits.{part}"], parts[part])
+
+
 def test_no_rows_have_labels_of_no_rows(client):
     feeds, _ = request(0, LabelForm(5, samples=2))
     answer = client.infer(feeds, ["logits?top_k=5&samples=2"])
@@ -219,7 +227,7 @@ def test_bytes_of_a_token_of_150_000_classes(monkeypatch):
     with python_teacher("Tokens") as teacher, TeacherClient(teacher.endpoint) as client:
         for form in (LabelForm(64), LabelForm(8, samples=8)):
             feeds, _ = request(2, form, tokens=50)
-            answer = client.infer(feeds, [labels.ask("logits", form)])
+            answer = send(client, feeds, labels.ask("logits", form)).result(60)
             sizes[form] = sum(array.nbytes for array in answer.values()) / 100
             parts = {name.rpartition(".")[2]: array for name, array in answer.items()}
             assert labels.as_parts(parts, 150_000)["indices"].max() > 1 << 16
