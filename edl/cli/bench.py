@@ -155,8 +155,9 @@ def _teacher(endpoint: str, options: Mapping[str, Any]) -> Callable[[int, int], 
     entry = learn(endpoint, said, token, timeout)
     description = entry.description or Description({}, {})
     fetches = list(options["fetches"]) or list(description.fetches)
-    known = {**description.needed, **_label_feeds(fetches, entry.description)}
-    specs = {**known, **_sizes(options["feeds"], known)}
+    known = {**description.feeds, **_label_feeds(fetches, entry.description)}
+    needed = {name: spec for name, spec in known.items() if not spec.optional}
+    specs = {**needed, **_sizes(options["feeds"], known)}
     if not specs:
         raise ConfigError(
             f"{endpoint} does not say what it serves: give its serving_client_conf.prototxt with "

@@ -13,6 +13,7 @@ from edl.cli.example import example
 
 _REDRAW_EVERY = 1.0
 _LONGEST = 1000
+_ROWS, _TOKENS = "rows/s", "tokens/s"
 
 
 @click.command(epilog=example("edl ls --etcd 127.0.0.1:2379 --watch"))
@@ -125,7 +126,7 @@ def _headline(name: str, one: dict[str, Any]) -> Any:
             _number(one["balance"].get(name)) or "?"
             for name in ("demand", "supply", "unsatisfied", "idle")
         )
-        line += f"; demand {demand} and supply {supply} rows/s"
+        line += f"; demand {demand} and supply {supply} {_unit(one)}"
         line += f", {unsatisfied} want more, {idle} teachers idle"
     if not one["leader"]:
         line += "; nobody balances"
@@ -137,7 +138,7 @@ def _teachers(one: dict[str, Any]) -> Any:
     for student in one["students"].values():
         for teacher in student["teachers"]:
             users[teacher] = users.get(teacher, 0) + 1
-    table = _table("teacher", "protocol", "device", "age", "rows/s", "students", "host")
+    table = _table("teacher", "protocol", "device", "age", _unit(one), "students", "host")
     for endpoint, entry in one["teachers"].items():
         _add_row(
             table,
@@ -153,7 +154,7 @@ def _teachers(one: dict[str, Any]) -> Any:
 
 
 def _students(one: dict[str, Any]) -> Any:
-    table = _table("student", "host", "age", "rows/s", "wants", "limit", "teachers")
+    table = _table("student", "host", "age", _unit(one), "wants", "limit", "teachers")
     for student, record in one["students"].items():
         _add_row(
             table,
@@ -168,12 +169,20 @@ def _students(one: dict[str, Any]) -> Any:
     return table
 
 
+def _unit(one: dict[str, Any]) -> str:
+    """What the rates of a service are in: its teachers say whether their rows are sequences."""
+    said = [entry.get("feeds") for entry in one["teachers"].values()]
+    feeds = [feed for each in said if isinstance(each, dict) for feed in each.values()]
+    sequences = any(isinstance(feed, dict) and "pad" in feed for feed in feeds)
+    return _TOKENS if sequences else _ROWS
+
+
 def _table(*columns: str) -> Any:
     from rich.table import Table
 
     table = Table(title_justify="left")
     for column in columns:
-        numbers = column in ("rows/s", "wants", "limit", "age", "students")
+        numbers = column in (_ROWS, _TOKENS, "wants", "limit", "age", "students")
         table.add_column(column, justify="right" if numbers else "left")
     return table
 

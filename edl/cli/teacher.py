@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import click
 
@@ -44,6 +44,13 @@ _STARTED = round(time.time(), 3)
     default=256,
     show_default=True,
     help="Classes, and samples, of a token that may be asked of a language model.",
+)
+@click.option(
+    "--pad",
+    "pads",
+    multiple=True,
+    help="NAME=NUMBER: rows of this feed or fetch are sequences, short ones are filled up with the "
+    "number. Several times for several.",
 )
 @click.option("--etcd", help="etcd endpoints to register in, comma-separated.")
 @click.option("--service", help="Service name to register under.")
@@ -135,6 +142,7 @@ async def _serve(options: dict[str, Any]) -> None:
         causal_lm=options["causal_lm"] or "",
         dtype=options["dtype"] or "",
         top_k=options["top_k"],
+        pads=dict(map(_pad, options["pads"])),
     )
     server_options = ServerOptions(
         host=options["host"],
@@ -153,6 +161,16 @@ async def _serve(options: dict[str, Any]) -> None:
         raise click.ClickException("stopped at once by a second signal") from None
     finally:
         await server.stop()
+
+
+def _pad(text: str) -> tuple[str, Union[int, float]]:
+    """NAME=NUMBER. Raises ConfigError."""
+    name, _, number = text.rpartition("=")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if name:
+                return name, kind(number)
+    raise ConfigError(f"--pad {text!r} is not NAME=NUMBER")
 
 
 def _stop_on_signals() -> asyncio.Event:

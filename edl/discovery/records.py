@@ -1,5 +1,8 @@
 """What students and teachers say of themselves in the registry, and what students are told.
 
+Rates are in rows per second, or in tokens per second where the teachers of a service say that rows
+are sequences; for whoever compares them it is the same.
+
 Anybody may write to a registry. Reading is total: whatever the text is, it means something, and
 what makes no sense means nothing was said.
 """

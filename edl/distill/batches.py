@@ -92,7 +92,14 @@ class ArrayBatch:
         """Rows ``start:stop`` of a slot, without a copy. Raises SourceError."""
         array = self._arrays.get(index)
         if array is None:
-            array = as_array(_slot(self.value, index, name))
+            try:
+                array = as_array(_slot(self.value, index, name))
+            except ValueError as error:  # such as lists that numpy cannot make an array of
+                raise SourceError(
+                    f"slot {index} ({name!r}) is no array: {error}. Rows that differ in length "
+                    "cannot be sent: pad them in the source to the longest, and name their mask, "
+                    "or lengths, with lengths="
+                ) from error
             if not array.ndim or len(array) != self.rows:
                 raise SourceError(
                     f"slot {index} ({name!r}) has shape {array.shape}, but the batch has "

@@ -4,7 +4,8 @@ Source: EDL-Dist (arXiv 2207.06667, section 3): a student whose volume of finish
 the lower threshold asks for more teachers, one over the upper threshold releases some. Here the
 demand is a rate, so that it means the same whatever teachers there are: unlimited while the volume
 is low, and what the student was seen to consume (and some more) once it has been high for a while.
-No clock: the caller passes the time in.
+Rows are tokens here where teachers say that rows are sequences. No clock: the caller passes the
+time in.
 """
 
 from __future__ import annotations

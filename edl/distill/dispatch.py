@@ -172,6 +172,7 @@ class Dispatch(Generic[Payload]):
         if batch.error is None:
             self.counters.batches += 1
             self.counters.rows += batch.rows
+            self.counters.work += batch.work
             self.counters.bytes += batch.nbytes
         return Finished(batch.payload, batch.parts, batch.error)
 
@@ -205,7 +206,7 @@ class Dispatch(Generic[Payload]):
             self._ready_bytes -= batch.nbytes
         self._held_bytes -= batch.answer_bytes
         batch.nbytes -= batch.answer_bytes
-        batch.answer_bytes = 0
+        batch.answer_bytes = batch.work = 0
         for part in range(len(batch.parts)):
             if batch.first_task + part not in self._tasks:
                 batch.parts[part] = None
@@ -332,20 +333,29 @@ class Dispatch(Generic[Payload]):
         oldest = next(iter(self._blocking()), None)
         if oldest is None:
             return float("inf")
-        since = min(self._tasks[oldest].sent_to.values())
-        return since + max(self.limits.hedge_min, self.limits.hedge_factor * self._usual_latency)
+        sent_to = self._tasks[oldest].sent_to
+        usual = self._usual_latency * max(self.teachers[name].patience(oldest) for name in sent_to)
+        since = min(sent_to.values())
+        return since + max(self.limits.hedge_min, self.limits.hedge_factor * usual)
+
+    def weigh(self, name: str, task_id: int, work: int) -> None:
+        """A task of sequences that this teacher has is of so much work (otherwise its rows are)."""
+        teacher = self.teachers.get(name)
+        if teacher is not None and task_id in teacher.in_flight:
+            teacher.weights[task_id] = work
 
     def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> bool:
         """A teacher's outputs for a task: the first answer wins, a second one is dropped. Whether
         it was kept.
         """
         teacher = self.teachers.get(name)
+        task = self._tasks.get(task_id)
+        rows = work = task.stop - task.start if task else 0
         wanted = False
         if teacher is not None and task_id in teacher.in_flight:
-            task = self._tasks.get(task_id)
-            rows = task.stop - task.start if task else 0
+            work = teacher.weights.get(task_id, rows)
             wanted = task_id not in teacher.unwanted
-            self._learn(teacher, teacher.in_flight[task_id], rows, now)
+            self._learn(teacher, teacher.in_flight[task_id], rows, work, now)
             teacher.failures_in_a_row, teacher.unavailable = 0, ""
             self._release(teacher, task_id)
         task = self._tasks.pop(task_id, None)
@@ -356,6 +366,7 @@ class Dispatch(Generic[Payload]):
         batch = self._batches[task.batch]
         batch.sent.pop(task_id, None)
         batch.parts[task.part] = outputs
+        batch.work += work
         batch.missing -= 1
         batch.nbytes += nbytes
         batch.answer_bytes += nbytes
@@ -445,6 +456,7 @@ class Dispatch(Generic[Payload]):
     def _release(self, teacher: TeacherState, task_id: int) -> Optional[Task]:
         """No longer in flight at this teacher; the task, if its batch is still wanted."""
         del teacher.in_flight[task_id]
+        teacher.weights.pop(task_id, None)
         teacher.unwanted.discard(task_id)
         task = self._tasks.get(task_id)
         if task is not None:
@@ -505,11 +517,11 @@ class Dispatch(Generic[Payload]):
         kind = "batch" if self.in_order else "request"
         return f"rows {task.start} to {task.stop} of {kind} {task.batch}"
 
-    def _learn(self, teacher: TeacherState, sent: float, rows: int, now: float) -> None:
+    def _learn(self, teacher: TeacherState, sent: float, rows: int, work: int, now: float) -> None:
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
         at_head = now - max(teacher.last_heard, sent)
         teacher.last_heard = now
-        teacher.recent.append(AnswerRecord(now, now - sent, rows))
+        teacher.recent.append(AnswerRecord(now, now - sent, rows, work))
         teacher.rows += rows
         self._recent.append(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
@@ -519,6 +531,9 @@ class Dispatch(Generic[Payload]):
         else:
             teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
             teacher.usual += (at_head - teacher.usual) / 8
+        if work:  # not of what nobody waits for now
+            usual_work = teacher.usual_work or work
+            teacher.usual_work = usual_work + (work - usual_work) / 8
         teacher.answered += 1
         full = len(teacher.in_flight) >= teacher.window
         if self.low and full and self._waiting:
@@ -527,11 +542,11 @@ class Dispatch(Generic[Payload]):
             teacher.window = max(self.limits.min_window, teacher.window - 1)
 
     def rates(self) -> dict[str, float]:
-        """Rows per second that each connected teacher delivers when it is kept busy."""
+        """Work per second that each connected teacher delivers when it is kept busy."""
         return {
-            teacher.name: round(teacher.rows / teacher.answered / teacher.usual, 1)
+            teacher.name: round(teacher.usual_work / teacher.usual, 1)
             for teacher in self.teachers.values()
-            if teacher.answered >= _KNOWN_AFTER and teacher.usual > 0 and teacher.rows
+            if teacher.answered >= _KNOWN_AFTER and teacher.usual > 0 and teacher.usual_work
         }
 
     def stats(self, now: float) -> dict[str, Any]:
@@ -539,10 +554,12 @@ class Dispatch(Generic[Payload]):
         teachers = {}
         for teacher in self.teachers.values():
             latencies = sorted(answer.latency for answer in teacher.recent)
+            rows_per_second, work_per_second = rate(teacher.recent, now)
             teachers[teacher.name] = {
                 "answered": teacher.answered,
                 "rows": teacher.rows,
-                "rows_per_second": rate(teacher.recent, now),
+                "rows_per_second": rows_per_second,
+                "work_per_second": work_per_second,
                 "latency": quantiles(latencies),
                 "in_flight": len(teacher.in_flight),
                 "window": teacher.window,

@@ -322,6 +322,7 @@ class Exchange:
         with self._lock:
             stats = {
                 **self._dispatch.stats(time.monotonic()),
+                "unit": self._unit(),
                 "want": self._demand.want,
                 "student_waited": self._student_waited,
                 "models": list(self._roster.models),
@@ -338,6 +339,11 @@ class Exchange:
         """Whether the teachers of a shared service are left to others."""
         return self._roster.resting
 
+    def _unit(self) -> str:
+        """What work is counted in."""
+        plans = [seat.plan for seat in self._seats.values() if seat.plan is not None]
+        return "tokens" if any(plan.sequences for plan in plans) else "rows"
+
     def record(self) -> StudentRecord:
         """What others should know: how many teachers would suit, and which are seen how fast."""
         with self._lock:
@@ -346,7 +352,7 @@ class Exchange:
             if not dispatch.in_order:  # what is finished is taken at once: it says nothing
                 low, high = dispatch.waiting > 0, not dispatch.waiting
             if dispatch.pending:
-                self._demand.update(now, dispatch.counters.rows, low=low, high=high)
+                self._demand.update(now, dispatch.counters.work, low=low, high=high)
             return self._record(now)
 
     def _record(self, now: float) -> StudentRecord:
@@ -491,6 +497,13 @@ class Exchange:
                     self._idle.pop(name, None)
                 seat = self._seats.get(name)
             return Instead.LEAVE
+
+    def weighed(self, client: Client, task: Task, work: int) -> None:
+        """See Desk."""
+        with self._lock:
+            seat = self._seats.get(client.endpoint)
+            if seat is not None and seat.client is client:
+                self._dispatch.weigh(client.endpoint, task.id, work)
 
     def answered(self, client: Client, task: Task, answer: Answer) -> None:
         """See Desk."""

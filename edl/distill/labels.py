@@ -128,7 +128,8 @@ def plan_labelling(name: str, form: LabelForm, description: Description) -> Labe
     if program is not None:
         _check_program(name, form, program)
         values = description.fetches[f"{labels.column(name, labels.VALUES)}?{program}"]
-        spec = TensorSpec((*values.shape[:-1], -1), "float32")
+        pad = None if values.pad is None else 0.0
+        spec = TensorSpec((*values.shape[:-1], -1), "float32", pad)
         return Labelling(name, form, Maker.PROGRAM, spec, program)
     spec = description.fetches[name]
     labels.part_specs(name, spec, form)

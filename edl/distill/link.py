@@ -22,6 +22,7 @@ import numpy as np
 
 from edl._threads import Loop
 from edl.distill.labels import Maker
+from edl.distill.lengths import Span
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.state import Task
 from edl.errors import (
@@ -58,7 +59,8 @@ class Wants:
     """What a student asks of every teacher. ``ins``: its slots; None if each request names its
     own. ``fallback``: what to take those for that do not say what they serve. ``token``: what they
     want to be shown. ``targets``: the slot of target ids. ``tokenizer``: the fingerprint of the
-    student's; empty: any.
+    student's; empty: any. ``lengths``: the slot of the rows' lengths, or of a mask, if they are
+    sequences that can be trimmed.
     """
 
     ins: Optional[Sequence[Optional[str]]]
@@ -67,6 +69,7 @@ class Wants:
     token: str = ""
     targets: Optional[str] = None
     tokenizer: str = ""
+    lengths: Optional[str] = None
 
 
 class Instead(Enum):
@@ -100,6 +103,9 @@ class Desk(Protocol):
     def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
         """The next task for this teacher, or what to do instead."""
 
+    def weighed(self, client: Client, task: Task, work: int) -> None:
+        """A task of sequences, which is sent to the teacher now, has so many tokens."""
+
     def answered(self, client: Client, task: Task, answer: Answer) -> None:
         """The teacher's answer to a task."""
 
@@ -118,7 +124,7 @@ class TeacherLink:
         self._backoff = _BACKOFF_FIRST
         self._patience = itertools.cycle(_CONNECT_WITHIN)
         self._again = threading.Event()
-        self._said = False
+        self._said: set[str] = set()
         self._loop = Loop(f"edl-send-{endpoint}", self._connect_and_send, pause=0.0)
 
     def start(self) -> None:
@@ -177,7 +183,7 @@ class TeacherLink:
                 same = self._desk.entry(self) == text
                 return same and self._describe(client, entry) == description
 
-            self._say_who_makes_labels(plan)
+            self._say_what_is_not_spared(plan)
             self._desk.link_up(self, client, plan, description)
             started, reason = time.monotonic(), "the connection was given up"
             try:
@@ -190,14 +196,21 @@ class TeacherLink:
                     self._backoff = _BACKOFF_FIRST
                 self._desk.link_down(self, client, reason)
 
-    def _say_who_makes_labels(self, plan: Plan) -> None:
+    def _say_what_is_not_spared(self, plan: Plan) -> None:
+        """What travels to or from this teacher although it need not; each once."""
         names = [each.name for each in plan.labellings if each.maker is Maker.STUDENT]
-        if names and not self._said:
-            self._said = True
-            words = (
-                "teacher %s makes no sparse labels: it sends the whole %s, and they are made here"
+        lines = []
+        if names:
+            whole = ", ".join(map(repr, names))
+            lines.append(
+                f"makes no sparse labels: it sends the whole {whole}, and they are made here"
             )
-            logger.warning(words, self.endpoint, ", ".join(map(repr, names)))
+        if plan.whole:
+            lines.append(f"is sent rows in their whole length: {plan.whole}")
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                logger.warning("teacher %s %s", self.endpoint, line)
 
     def _wait_for_another(self, client: Client, entry: Entry, why: str) -> None:
         """Keep a connection that is of no use, because it shows when the teacher is another: that
@@ -216,7 +229,8 @@ class TeacherLink:
         description = self._describe(client, entry)
         wants = self._wants
         _check_tokenizer(wants.tokenizer, description)
-        return description, make_plan(wants.ins, wants.predicts, description, wants.targets)
+        plan = make_plan(wants.ins, wants.predicts, description, wants.targets, wants.lengths)
+        return description, plan
 
     def _describe(self, client: Client, entry: Entry) -> Description:
         try:
@@ -244,8 +258,9 @@ class TeacherLink:
                 return
             task, batch = work
             try:
-                feeds = plan.feed(batch, task.start, task.stop)
-                label_feeds = plan.label_feeds(batch, task.start, task.stop)
+                span = plan.span(batch, task.start, task.stop)
+                feeds = plan.feed(batch, task.start, task.stop, span)
+                label_feeds = plan.label_feeds(batch, task.start, task.stop, span)
             except SourceError as error:
                 self._desk.rejected(client, task, error)
                 continue
@@ -253,8 +268,10 @@ class TeacherLink:
                 logger.exception("rows %d to %d cannot be fed", task.start, task.stop)
                 self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
                 continue
+            if span.length:
+                self._desk.weighed(client, task, span.work)
             try:
-                reply = _Reply(self._desk, client, task, plan, label_feeds)
+                reply = _Reply(self._desk, client, task, plan, label_feeds, span)
                 client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply)
             except WireError as error:
                 self._desk.rejected(client, task, SourceError(str(error)))
@@ -278,16 +295,22 @@ def _check_tokenizer(wanted: str, description: Description) -> None:
 
 class _Reply:
     """Passes a task's answer on, together with the connection it came from: the columns that the
-    ``plan`` reads in it.
+    ``plan`` reads in it, as wide as the batch.
     """
 
-    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_task")
+    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_span", "_task")
 
     def __init__(
-        self, desk: Desk, client: Client, task: Task, plan: Plan, label_feeds: dict[str, np.ndarray]
+        self,
+        desk: Desk,
+        client: Client,
+        task: Task,
+        plan: Plan,
+        label_feeds: dict[str, np.ndarray],
+        span: Span,
     ) -> None:
         self._desk, self._client, self._task = desk, client, task
-        self._plan, self._label_feeds = plan, label_feeds
+        self._plan, self._label_feeds, self._span = plan, label_feeds, span
 
     def __call__(self, answer: Answer) -> None:
         if isinstance(answer, dict):
@@ -297,7 +320,7 @@ class _Reply:
     def _read(self, outputs: dict[str, np.ndarray]) -> Answer:
         endpoint = self._client.endpoint
         try:
-            return self._plan.read(outputs, self._label_feeds)
+            return self._plan.widen(self._plan.read(outputs, self._label_feeds), self._span)
         except WireError as error:
             return TeacherProtocolError(endpoint, str(error))
         except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import Any, Optional, Protocol, Union
 import numpy as np
 
 from edl.distill.labels import Labelling, Maker, plan_labelling, row_seeds
+from edl.distill.lengths import Span, fill_up, row_lengths
 from edl.errors import ConfigError, SourceError, WireError
 from edl.serving.wire import labels
 from edl.serving.wire.description import Description, TensorSpec
@@ -37,32 +38,79 @@ class Plan:
     """Which slots a teacher is fed, what it is asked for, and what columns that must give.
 
     ``asks``: in the order of the columns, a fetch that is taken as it is, or sparse labels.
-    ``targets``: the slot of target ids, and its name.
+    ``targets``: the slot of target ids, and its name. ``lengths``: that of the rows' lengths.
+    ``whole``: why whole rows are sent although the reader knows their lengths; empty: they are not.
     """
 
     feeds: tuple[tuple[int, str, TensorSpec], ...]  # slot, feed name, kind
     fetches: tuple[tuple[str, TensorSpec], ...]  # the columns
     asks: tuple[Union[str, Labelling], ...]
     targets: Optional[tuple[int, str]] = None
+    lengths: Optional[tuple[int, str]] = None
+    whole: str = ""
+
+    @property
+    def sequences(self) -> bool:
+        """Whether rows of some feed are sequences."""
+        return any(spec.pad is not None for _, _, spec in self.feeds)
 
     @property
     def labellings(self) -> list[Labelling]:
         """The predictions that are sparse labels."""
         return [ask for ask in self.asks if isinstance(ask, Labelling)]
 
-    def feed(self, batch: Columns, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The arrays to send for rows ``start:stop``; views wherever the dtypes agree.
+    def span(self, batch: Columns, start: int, stop: int) -> Span:
+        """How much of rows ``start:stop`` is sent. Raises SourceError, which names the slot, for
+        lengths that are none.
+        """
+        longest = self._longest(batch, start, stop)
+        keys = [(slot, name) for slot, name, spec in self._fed_by(batch) if spec.pad is not None]
+        arrays = {key: batch.column(*key, start, stop) for key in keys}
+        widths = {key: array.shape[1] for key, array in arrays.items() if array.ndim > 1}
+        width = next(iter(widths.values()), 0)
+        if longest is None or self.whole or not width:
+            return Span(stop - start, width, width)
+        if len(set(widths.values())) > 1:
+            said = ", ".join(f"{_slot(*key)}: {each}" for key, each in widths.items())
+            raise SourceError(f"slots differ in the length of their rows ({said})")
+        if longest > width:
+            raise SourceError(
+                f"{self._lengths_slot}: a row of {longest} tokens, but {_slot(*keys[0])} has "
+                f"{width}"
+            )
+        return Span(stop - start, max(1, longest), width)
+
+    def _longest(self, batch: Columns, start: int, stop: int) -> Optional[int]:
+        """The length of the longest row; None if that is not said. Raises SourceError."""
+        if self.lengths is None or start == stop:
+            return None
+        try:
+            return int(row_lengths(batch.column(*self.lengths, start, stop), start).max())
+        except SourceError as error:
+            raise SourceError(f"{self._lengths_slot}: {error}") from error
+
+    @property
+    def _lengths_slot(self) -> str:
+        return f"{_slot(*self.lengths)}, the lengths" if self.lengths else ""
+
+    def feed(
+        self, batch: Columns, start: int, stop: int, span: Optional[Span] = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays to send for rows ``start:stop``; views wherever the dtypes agree. ``span``:
+        how much of them; None: all.
 
         Raises SourceError, which names the slot, for values that the feed's dtype cannot hold.
         """
         return {
-            name: _conform(batch, slot, name, spec, start, stop)
+            name: _conform(batch, slot, name, spec, start, stop, span)
             for slot, name, spec in self._fed_by(batch)
         }
 
-    def label_feeds(self, batch: Columns, start: int, stop: int) -> dict[str, np.ndarray]:
-        """What making sparse labels of these rows takes beside that, wherever they are made. Raises
-        SourceError for targets that are none.
+    def label_feeds(
+        self, batch: Columns, start: int, stop: int, span: Optional[Span] = None
+    ) -> dict[str, np.ndarray]:
+        """What making sparse labels of these rows takes beside that, wherever they are made: seeds
+        of whole rows, however much of them is sent. Raises SourceError for targets that are none.
         """
         specs = {name: spec for each in self.labellings for name, spec in each.feeds.items()}
         feeds = {}
@@ -74,7 +122,7 @@ class Plan:
             assert self.targets is not None
             slot, name = self.targets
             spec = specs[labels.TARGET_FEED]
-            array = _conform(batch, slot, name, spec, start, stop)
+            array = _conform(batch, slot, name, spec, start, stop, span)
             wrong = spec.mismatch(array)
             if wrong:
                 raise SourceError(f"slot {slot} ({name!r}), the targets: {wrong}")
@@ -114,6 +162,25 @@ class Plan:
                 columns[ask] = outputs[ask]
         return columns
 
+    def widen(self, columns: dict[str, np.ndarray], span: Span) -> dict[str, np.ndarray]:
+        """The columns as they would be had nothing been trimmed: sequences filled up, with what
+        the teacher says of each (labels with zeros). Raises WireError for one that is not as long
+        as what was sent.
+        """
+        if not span.trimmed:
+            return columns
+        wide = dict(columns)
+        for name, spec in self.fetches:
+            array = columns.get(name)
+            if spec.pad is None or array is None or spec.mismatch(array):
+                continue
+            if array.shape[1] != span.length:
+                raise WireError(
+                    f"{name!r} has rows of {array.shape[1]} tokens for rows of {span.length}"
+                )
+            wide[name] = fill_up(array, span.width, spec.pad)
+        return wide
+
     def check(self, columns: dict[str, np.ndarray], rows: int) -> str:
         """What is wrong with them, or an empty string."""
         for name, spec in self.fetches:
@@ -128,13 +195,25 @@ class Plan:
 
 
 def _conform(
-    batch: Columns, slot: int, name: str, spec: TensorSpec, start: int, stop: int
+    batch: Columns,
+    slot: int,
+    name: str,
+    spec: TensorSpec,
+    start: int,
+    stop: int,
+    span: Optional[Span],
 ) -> np.ndarray:
     array = batch.column(slot, name, start, stop)
+    if span is not None and span.trimmed and spec.pad is not None:
+        array = array[:, : span.length]
     try:
         return spec.conform(array)
     except WireError as error:
-        raise SourceError(f"slot {slot} ({name!r}): {error}; convert it in the source") from error
+        raise SourceError(f"{_slot(slot, name)}: {error}; convert it in the source") from error
+
+
+def _slot(slot: int, name: str) -> str:
+    return f"slot {slot} ({name!r})"
 
 
 def make_plan(
@@ -142,10 +221,12 @@ def make_plan(
     predicts: Sequence[str],
     description: Description,
     targets: Optional[str] = None,
+    lengths: Optional[str] = None,
 ) -> Plan:
     """Match a student's slots and predictions with what a teacher serves. ``ins`` is None where
     each request names what it has. ``predicts``: names of fetches, or what asks for sparse labels
     of one (see ``labels.ask``). ``targets``: the slot of the ids that some of these need.
+    ``lengths``: the slot of the rows' lengths, or of a mask.
 
     Raises ConfigError that names what the teacher lacks or what the student does not have.
     """
@@ -156,7 +237,8 @@ def make_plan(
             f"it serves {_quoted(description.fetches)}, but predicts names {_quoted(unknown)}"
         )
     if ins is None:
-        ins = list(dict.fromkeys([*description.feeds, *([targets] if targets else [])]))
+        more = [name for name in (targets, lengths) if name is not None]
+        ins = list(dict.fromkeys([*description.feeds, *more]))
     slots = {name: index for index, name in enumerate(ins) if name is not None}
     made = {name for ask in asks if isinstance(ask, Labelling) for name in ask.feeds}
     feeds = {name: spec for name, spec in description.feeds.items() if name not in made}
@@ -175,12 +257,25 @@ def make_plan(
             columns += ask.columns.items()
         elif ask is not None:
             columns.append((ask, description.fetches[ask]))
+    fed = tuple((slots[name], name, spec) for name, spec in feeds.items() if name in slots)
     return Plan(
-        tuple((slots[name], name, spec) for name, spec in feeds.items() if name in slots),
+        fed,
         tuple(columns),
         tuple(ask for ask in asks if ask is not None),
         None if targets is None else (slots[targets], targets),
+        None if lengths is None else (slots[lengths], lengths),
+        "" if lengths is None else _why_whole([spec for _, _, spec in fed], columns),
     )
+
+
+def _why_whole(feeds: Sequence[TensorSpec], columns: Sequence[tuple[str, TensorSpec]]) -> str:
+    """Why rows cannot be trimmed for a teacher; empty if they can."""
+    if all(spec.pad is None for spec in feeds):
+        return "it does not say that a feed's rows are sequences"
+    loose = [name for name, spec in columns if spec.pad is None and spec.shape[:1] == (-1,)]
+    if loose:  # perhaps a token each, perhaps not
+        return f"it does not say whether the rows of {_quoted(loose)} are sequences"
+    return ""
 
 
 def _ask(predict: str, description: Description) -> Union[str, Labelling, None]:

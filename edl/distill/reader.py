@@ -21,6 +21,7 @@ from edl.distill.settings import (
     PoolConfig,
     TeacherSpec,
     answer_original_variables,
+    check_lengths,
     check_names,
     check_targets,
     fallback_description,
@@ -113,6 +114,7 @@ class DistillReader(StandIn, IterableDataset):
         temperature: float = 1.0,
         samples: int = 0,
         targets: Optional[str] = None,
+        lengths: Optional[str] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -147,6 +149,10 @@ class DistillReader(StandIn, IterableDataset):
         class, as -100. They are made by the teacher, or here for one that cannot. What is drawn
         depends on the row's feeds, the position in the row and the epoch, and on nothing else.
         A prediction may say its own form instead, as in ``"logits?top_k=64&temperature=2"``.
+        ``lengths``: the name of a slot that says how long rows of sequences are: a mask (rows,
+        tokens), ones followed by zeros, or integers (rows,). Of each request nothing is sent beyond
+        its longest row, to teachers that say which feeds are sequences, and answers are as wide as
+        the batch all the same, filled up with what the teacher says, sparse labels with zeros.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
@@ -154,6 +160,7 @@ class DistillReader(StandIn, IterableDataset):
         form = label_form(top_k, temperature, samples, targets)
         self._models = parse_models(predicts, teachers, form)
         self._targets = check_targets(targets, self._ins, self._models)
+        self._lengths = check_lengths(lengths, self._ins)
         self._limits = limits or Limits()
         check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
@@ -472,13 +479,14 @@ class DistillReader(StandIn, IterableDataset):
         """What has happened since the first iteration; empty before. Plain values.
 
         ``batches``, ``rows``, ``bytes`` delivered (bytes: what the source gave, and soft labels);
+        ``work``: rows, or tokens where teachers say that rows are sequences, as ``unit`` says;
         ``tasks_sent``, ``resent`` (to another teacher after the first was lost), ``hedged`` (to a
         second one beside a slow first), ``duplicates`` (second answers, dropped),
         ``lost_teachers``; ``student_waited`` seconds; ``buffer`` (finished and not taken): batches,
-        bytes and level; ``want``: rows per second that are asked of the teachers together, None
-        for as many as can be had; ``latency``: median and
-        p99 seconds; ``teachers``: for each connected one what it answered, its rows per second over
-        the last seconds, latency, and tasks in flight; ``unusable``: why others are not used;
+        bytes and level; ``want``: work per second that is asked of the teachers together, None for
+        as much as can be had; ``latency``: median and p99 seconds; ``teachers``: for each connected
+        one what it answered, its rows and work per second over the last seconds, latency, and tasks
+        in flight; ``unusable``: why others are not used;
         ``models``: fingerprints of those that have been used, the current one last. With several
         models: a dict of such by name.
         """
@@ -533,7 +541,13 @@ class DistillReader(StandIn, IterableDataset):
                 PoolConfig(
                     teachers=teachers,
                     wants=Wants(
-                        self._ins, model.predicts, fallback, token, self._targets, self._tokenizer
+                        self._ins,
+                        model.predicts,
+                        fallback,
+                        token,
+                        self._targets,
+                        self._tokenizer,
+                        self._lengths,
                     ),
                     task_rows=self._teacher_batch_size or 1 << 30,
                     max_teachers=share_of(most, number, among) if teachers.balanced else None,

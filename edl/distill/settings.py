@@ -137,6 +137,16 @@ def check_targets(
     return targets
 
 
+def check_lengths(lengths: Optional[str], ins: Optional[Sequence[Optional[str]]]) -> Optional[str]:
+    """The slot of the rows' lengths, if there is one. ``ins`` is None where each request names what
+    it has. Raises ConfigError.
+    """
+    known = isinstance(lengths, str) and (ins is None or lengths in ins)
+    if lengths is not None and not known:
+        raise ConfigError(f"lengths is {lengths!r}, which is not one of ins: {list(ins or ())!r}")
+    return lengths
+
+
 def check_names(what: str, names: Sequence[Optional[str]]) -> list[Optional[str]]:
     """``names``, if they are different names (or None), at least one. Raises ConfigError."""
     if isinstance(names, str) or not all(name is None or isinstance(name, str) for name in names):

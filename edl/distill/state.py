@@ -1,4 +1,8 @@
-"""The records that make up the dispatch state: tasks, batches, teachers, limits, counters."""
+"""The records that make up the dispatch state: tasks, batches, teachers, limits, counters.
+
+Work is counted in what a task costs its teacher: rows, or tokens where a teacher says that rows are
+sequences.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +26,15 @@ class Limits:
     ``low_*``, ``high_*``: the volume is low when it is under both low thresholds (and not high),
     high when it reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per
     teacher. ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been
-    silent for ten times what it usually takes, within these; no task waits longer than
-    ``max_timeout`` for one teacher. ``hedge_factor``: a task that holds up the student for this
-    many times the usual latency (and ``hedge_min`` seconds) goes to a second teacher too.
-    ``hedge_share``: such duplicates are at most this share of all tasks. ``max_attempts``: a task
-    whose teachers were lost this often is given up; ``max_failures``: one that teachers answered
-    with an error of theirs this often, each asked again only when all have failed.
-    ``refusal_patience``: seconds that a task which every connected teacher refuses waits for a
-    teacher of another opinion. ``max_bytes``: of all batches held, those in flight included. Raises
-    ConfigError for values that cannot work.
+    silent for ten times what it usually takes (for longer, if it has longer sequences than usual),
+    within these; no task waits longer than ``max_timeout`` for one teacher. ``hedge_factor``: a
+    task that holds up the student for this many times the usual latency (and ``hedge_min`` seconds)
+    goes to a second teacher too. ``hedge_share``: such duplicates are at most this share of all
+    tasks. ``max_attempts``: a task whose teachers were lost this often is given up;
+    ``max_failures``: one that teachers answered with an error of theirs this often, each asked
+    again only when all have failed. ``refusal_patience``: seconds that a task which every connected
+    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held,
+    those in flight included. Raises ConfigError for values that cannot work.
     """
 
     low_batches: int = 4
@@ -106,6 +110,7 @@ class BatchState(Generic[Payload]):
     task_rows: int = 1
     since: float = 0.0
     answer_bytes: int = 0
+    work: int = 0  # of the parts that have been answered
     parts: list[Any] = field(default_factory=list)
     missing: int = 0
     sent: dict[int, None] = field(default_factory=dict)  # tasks in flight, once, oldest first
@@ -124,11 +129,14 @@ class AnswerRecord:
     at: float
     latency: float
     rows: int
+    work: int
 
 
 @dataclass
 class TeacherState:
-    """What is known of a connected teacher. ``usual``: seconds per task at its queue's head."""
+    """What is known of a connected teacher. ``usual``: seconds per task at its queue's head, and
+    ``usual_work`` how much that is. ``weights``: the work of tasks in flight that are sequences.
+    """
 
     name: str
     window: int
@@ -136,6 +144,8 @@ class TeacherState:
     unwanted: set[int] = field(default_factory=set)  # those in flight that nobody waits for now
     last_heard: float = 0.0
     usual: float = 0.0
+    usual_work: float = 0.0
+    weights: dict[int, int] = field(default_factory=dict)
     deviation: float = 0.0
     recent: deque[AnswerRecord] = field(default_factory=lambda: deque(maxlen=RECENT))
     failures_in_a_row: int = 0
@@ -154,8 +164,14 @@ class TeacherState:
         """Seconds without a sign of life after which it is given up."""
         if not self.answered:
             return limits.max_timeout
-        adapted = 10 * self.usual + 4 * self.deviation
+        patience = max(map(self.patience, self.weights), default=1.0)
+        adapted = patience * (10 * self.usual + 4 * self.deviation)
         return min(limits.max_timeout, max(limits.min_timeout, adapted))
+
+    def patience(self, task_id: int) -> float:
+        """How many times as much as usual it is, if it is more."""
+        weight = self.weights.get(task_id, 0)
+        return max(1.0, weight / self.usual_work) if self.usual_work else 1.0
 
     def waiting_since(self) -> float:
         """Since when it owes a sign of life (call only with tasks in flight)."""
@@ -168,6 +184,7 @@ class Counters:
 
     batches: int = 0
     rows: int = 0
+    work: int = 0
     bytes: int = 0
     tasks_sent: int = 0
     resent: int = 0
@@ -176,12 +193,13 @@ class Counters:
     lost_teachers: int = 0
 
 
-def rate(recent: deque[AnswerRecord], now: float) -> float:
-    """Rows per second over the recent answers."""
+def rate(recent: deque[AnswerRecord], now: float) -> tuple[float, float]:
+    """Rows and work per second over the recent answers."""
     if len(recent) < 2:
-        return 0.0
+        return 0.0, 0.0
     first, *rest = recent
-    return sum(answer.rows for answer in rest) / max(1e-9, now - first.at)
+    seconds = max(1e-9, now - first.at)
+    return sum(each.rows for each in rest) / seconds, sum(each.work for each in rest) / seconds
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from edl.distill.settings import (
     PoolConfig,
     RequestLimits,
     TeacherSpec,
+    check_lengths,
     check_names,
     check_targets,
     fallback_description,
@@ -82,6 +83,7 @@ class TeacherPool:
         temperature: float = 1.0,
         samples: int = 0,
         targets: Optional[str] = None,
+        lengths: Optional[str] = None,
     ) -> None:
         """``teachers``: endpoints, or ``etcd://host:port[,...]/service``; or a mapping from a name
         to such. Then ``predicts`` is one list for all or a mapping with the same names.
@@ -102,13 +104,16 @@ class TeacherPool:
         ``return_tensors``: answers as Paddle tensors ("pd") or numpy arrays ("np"); default:
         tensors where a feed of the request is one. ``tokenizer``, ``top_k``, ``temperature``,
         ``samples``, ``targets`` (the name of a request's class ids): sparse labels and language
-        models, as of a DistillReader. The same rows get the same samples, always.
+        models, as of a DistillReader. The same rows get the same samples, always. ``lengths``: the
+        name of a request's mask, or of its rows' lengths, by which sequences are trimmed, as of a
+        DistillReader.
         Raises ConfigError for what cannot work.
         """
         form = label_form(top_k, temperature, samples, targets)
         self._models = parse_models(predicts, teachers, form)
         self._feeds = None if feeds is None else check_names("feeds", feeds)
         self._targets = check_targets(targets, self._feeds, self._models)
+        self._lengths = check_lengths(lengths, self._feeds)
         self._tokenizer = parse_tokenizer(tokenizer) if tokenizer is not None else ""
         self._route = route
         self._check_route()
@@ -356,7 +361,13 @@ class TeacherPool:
                 PoolConfig(
                     teachers=teachers,
                     wants=Wants(
-                        self._feeds, model.predicts, fallback, token, self._targets, self._tokenizer
+                        self._feeds,
+                        model.predicts,
+                        fallback,
+                        token,
+                        self._targets,
+                        self._tokenizer,
+                        self._lengths,
                     ),
                     task_rows=self._task_rows,
                     max_teachers=most if teachers.balanced else None,

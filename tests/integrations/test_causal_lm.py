@@ -234,3 +234,33 @@ def test_the_command_hosts_it_and_a_reader_gets_its_labels(checkpoint):
                 with pytest.raises(RequestRefused, match=words):
                     client.infer(feeds, [fetch])
             assert client.infer({"input_ids": ids(1, 2)})["logits"].shape == (1, 2, CLASSES)
+
+
+def test_a_replica_that_is_killed_changes_no_label(checkpoint):
+    directory, model = checkpoint
+    batches = [ragged(seed) for seed in range(40)]
+    with Teacher("--causal-lm", directory) as one, Teacher("--causal-lm", directory) as two:
+        reader = DistillReader(
+            ["input_ids", "attention_mask"],
+            ["logits"],
+            source=batches,
+            teachers=[one.endpoint, two.endpoint],
+            top_k=4,
+            teacher_batch_size=2,
+            lengths="attention_mask",
+        )
+        for number, (tokens, mask, values, indices, _) in enumerate(reader):
+            if number == 5:
+                one.kill()
+            logits = np.take_along_axis(whole(model, tokens), indices, -1)
+            real = mask > 0
+            np.testing.assert_allclose(values[real], logits[real], rtol=2e-3, atol=2e-3)
+        assert number == 39
+        reader.close()
+
+
+def ragged(seed):
+    """Rows of different length, filled up, and their mask."""
+    lengths = np.random.default_rng(seed).integers(1, 21, (4, 1))
+    mask = (np.arange(20) < lengths).astype(int)
+    return ids(4, 20, seed) * mask, mask

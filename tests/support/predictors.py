@@ -143,3 +143,52 @@ class Tokens:
     def run(self, feeds, fetches):
         time.sleep(DELAY)
         return {"logits": self._table[feeds["ids"]]}
+
+
+class Encoder:
+    """logits (rows, tokens, 11) and pooled (rows, 8) of a small Transformer of Paddle, always with
+    the same weights, in which no token sees where the mask is 0.
+    """
+
+    classes = 11
+    description = Description(
+        {
+            "ids": TensorSpec((-1,), "int64", pad=0),
+            "mask": TensorSpec((-1,), "int64", pad=0),
+        },
+        {
+            "logits": TensorSpec((-1, classes), "float32", pad=0.0),
+            "pooled": TensorSpec((8,), "float32"),
+        },
+        fingerprint="encoder",
+    )
+
+    def __init__(self):
+        import paddle
+
+        self._paddle = paddle
+        generator = np.random.default_rng(0)
+        self._layers = [
+            paddle.nn.Embedding(50, 8),
+            paddle.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0),
+            paddle.nn.Linear(8, self.classes),
+        ]
+        for layer in self._layers:
+            layer.eval()
+            for weight in layer.parameters():
+                weight.set_value(generator.standard_normal(weight.shape).astype("f4"))
+
+    def run(self, feeds, fetches):
+        time.sleep(DELAY)
+        paddle = self._paddle
+        embed, encode, head = self._layers
+        with paddle.no_grad():
+            mask = paddle.to_tensor(feeds["mask"]).astype("float32")
+            hidden = encode(
+                embed(paddle.to_tensor(feeds["ids"])), (mask[:, None, None, :] - 1) * 1e9
+            )
+            outputs = {
+                "logits": head(hidden),
+                "pooled": (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True),
+            }
+        return {name: outputs[name].numpy() for name in fetches}

@@ -23,12 +23,7 @@ from edl.serving.model.layer import check_evaluating, place_of
 from edl.serving.model.sparse import sparse_labels, token_seeds
 from edl.serving.wire import selftest
 from edl.serving.wire.description import Description, TensorSpec
-from edl.serving.wire.labels import (
-    INDICES,
-    LOGSUMEXP,
-    VALUES,
-    LabelForm,
-)
+from edl.serving.wire.labels import INDICES, LOGSUMEXP, VALUES, LabelForm
 
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
 LOGITS, HIDDEN_STATES = "logits", "hidden_states"
@@ -36,15 +31,15 @@ LOGITS, HIDDEN_STATES = "logits", "hidden_states"
 _FEEDS = {INPUT_IDS, ATTENTION_MASK, POSITION_IDS}
 _FETCHES = {LOGITS, HIDDEN_STATES}
 
-#: Bytes of the logits that are computed at a time, as float32.
-CHUNK = 64 << 20
+#: Bytes of the logits that are computed at a time, as float32: on a CPU, and on what is better kept
+#: busy with more.
+CHUNK, CHUNK_ON_DEVICE = 64 << 20, 256 << 20
 
 #: Bytes that whole logits of a batch may have.
 MOST_WHOLE = 256 << 20
 
 #: Largest ``top_k``, and number of samples, that may be asked for unless it is said otherwise.
 TOP_K = 256
-
 
 _SIZES = ("vocab_size", "hidden_size")
 
@@ -134,13 +129,11 @@ class Logits:
     """The logits of some rows, (rows, tokens, classes), that are computed when they are wanted, and
     a few tokens at a time.
 
-    ``hidden``: (rows, tokens, width). ``chunk``: bytes that are computed at a time. ``top_k``: the
-    largest that may be asked for, and as many samples.
+    ``hidden``: (rows, tokens, width). ``chunk``: bytes that are computed at a time; 0: as is best.
+    ``top_k``: the largest that may be asked for, and as many samples.
     """
 
-    def __init__(
-        self, model: CausalLM, hidden: Any, chunk: int = CHUNK, top_k: int = TOP_K
-    ) -> None:
+    def __init__(self, model: CausalLM, hidden: Any, chunk: int = 0, top_k: int = TOP_K) -> None:
         self._model = model
         self._hidden = hidden
         self._chunk = chunk
@@ -182,13 +175,13 @@ class Logits:
         rows, tokens, _ = self.shape
         each = None if seeds is None else token_seeds(seeds, tokens).reshape(-1)
         targets = None if targets is None else targets.reshape(-1)
-        pieces: list[dict[str, np.ndarray]] = []
+        pieces: list[dict[str, Any]] = []
         start = 0
         for logits in self._pieces():
             some = slice(start, start + logits.shape[0])
             start = some.stop
             pieces.append(_labels(logits, form, _part(each, some), _part(targets, some)))
-        joined = {part: np.concatenate([piece[part] for piece in pieces]) for part in form.parts}
+        joined = {part: _joined([piece[part] for piece in pieces]) for part in form.parts}
         lead = (rows, tokens)
         return {part: array.reshape(*lead, *array.shape[1:]) for part, array in joined.items()}
 
@@ -196,7 +189,8 @@ class Logits:
         """Logits of all tokens, row by row, some at a time: (some, classes)."""
         paddle = import_paddle("a language model")
         flat = self._hidden.reshape([-1, self._hidden.shape[-1]])
-        step = max(1, self._chunk // (4 * self._model.classes))
+        chunk = self._chunk or (CHUNK if _is_on_cpu(flat) else CHUNK_ON_DEVICE)
+        step = max(1, chunk // (4 * self._model.classes))
         for start in range(0, flat.shape[0], step):
             with paddle.no_grad():
                 logits = self._model.head(flat[start : start + step])
@@ -205,8 +199,9 @@ class Logits:
 
 def _labels(
     logits: Any, form: LabelForm, seeds: Optional[np.ndarray], targets: Optional[np.ndarray]
-) -> dict[str, np.ndarray]:
-    if logits.place.is_cpu_place():  # numpy is faster there, and takes them without a copy
+) -> dict[str, Any]:
+    """As arrays, or as tensors where the logits are."""
+    if _is_on_cpu(logits):  # numpy is faster there, and takes them without a copy
         return sparse_labels(np.from_dlpack(logits.astype("float32")), form, seeds, targets)
     paddle = import_paddle("a language model")
     given = [
@@ -214,8 +209,17 @@ def _labels(
         for array in (seeds, targets)
     ]
     with paddle.no_grad():
-        parts = sparse_labels(logits, form, *given)
-    return {part: tensor.numpy() for part, tensor in parts.items()}
+        return sparse_labels(logits, form, *given)
+
+
+def _joined(pieces: list[Any]) -> np.ndarray:
+    if isinstance(pieces[0], np.ndarray):
+        return np.concatenate(pieces)
+    return import_paddle("a language model").concat(pieces).numpy()
+
+
+def _is_on_cpu(tensor: Any) -> bool:
+    return tensor.place.is_cpu_place()
 
 
 class LanguagePredictor:
@@ -233,7 +237,7 @@ class LanguagePredictor:
         fingerprint: str = "",
         extra: Optional[Mapping[str, Any]] = None,
         top_k: int = TOP_K,
-        chunk: int = CHUNK,
+        chunk: int = 0,
     ) -> None:
         self._paddle = import_paddle("hosting a language model")
         self._model = model

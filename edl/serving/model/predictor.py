@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from edl.serving.model.prototxt import (
     in_order,
     read_config,
 )
-from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.description import Description, TensorSpec, with_pads
 
 
 class Predictor(Protocol):
@@ -52,8 +52,10 @@ class PredictorOptions:
     ``cpus``: the CPUs that may be used; empty: all that the process may use.
     ``onednn``: use oneDNN on the CPU or not; None leaves it to Paddle. ``precision``: ``fp32``, or
     ``fp16`` (GPU) or ``bf16`` (GPU, or CPU with oneDNN) for the operators that have it.
-    ``tensorrt``: build TensorRT engines. Raises ConfigError if ``cpu_threads`` is not a number of
-    threads; the rest is judged when a worker makes its predictor.
+    ``tensorrt``: build TensorRT engines. ``pads``: for feeds and fetches whose rows are sequences,
+    what short ones are filled up with, where the predictor does not say it itself. Raises
+    ConfigError if ``cpu_threads`` is not a number of threads; the rest is judged when a worker
+    makes its predictor.
     """
 
     model: str = ""
@@ -67,6 +69,7 @@ class PredictorOptions:
     causal_lm: str = ""
     dtype: str = ""
     top_k: int = 256
+    pads: Mapping[str, Union[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_count("top_k", self.top_k)
@@ -86,6 +89,8 @@ def load_predictor(options: PredictorOptions) -> Predictor:
         predictor = load_checkpoint(options)
     else:
         predictor = PaddlePredictor(find_model(Path(options.model)), options)
+    if options.pads:
+        predictor.description = with_pads(predictor.description, options.pads)
     _warm_up(predictor)
     return predictor
 

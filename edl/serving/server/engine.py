@@ -118,10 +118,10 @@ class Engine:
 
     @property
     def rate(self) -> float:
-        """Rows per second that all workers together compute when they are kept busy; 0 until that
-        is known.
+        """Rows per second (tokens per second, where rows are sequences) that all workers together
+        compute when they are kept busy; 0 until that is known.
         """
-        seconds = self._rate.row_seconds
+        seconds = self._rate.seconds_each
         return len(self._ready) / seconds if seconds > 0 else 0.0
 
     @property
@@ -273,8 +273,9 @@ class Engine:
         """Run a batch on a worker that was idle, and return the worker."""
         started = asyncio.get_running_loop().time()
         rows = sum(job.rows for job in jobs)
+        tokens = sum(job.rows * job.length for job in jobs)
         self._metrics.rows.inc(rows)
-        self._metrics.tokens.inc(sum(job.rows * job.length for job in jobs))
+        self._metrics.tokens.inc(tokens)
         self._metrics.batch_rows.observe(rows)
         for job in jobs:
             self._metrics.queue_seconds.observe(started - job.since)
@@ -288,7 +289,7 @@ class Engine:
         else:
             took = asyncio.get_running_loop().time() - started
             self._metrics.compute_seconds.observe(took)
-            self._rate.observe(rows, took)
+            self._rate.observe(tokens or rows, took)
             self._answer(worker, jobs, result)
         if worker in self._ready:
             self._idle.append(worker)

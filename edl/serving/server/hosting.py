@@ -134,7 +134,7 @@ def serve(
     "resnet50-v3" (see :class:`Description`); default: made from ``feeds`` and ``fetches``.
 
     Raises ConfigError if the address is taken, if a shape, a dtype or the fingerprint is none, or
-    if names alone do not say enough.
+    if names alone do not say enough; ModelError for a language model whose labels are no numbers.
     """
     if not feeds:
         raise ConfigError("a teacher needs at least one feed")

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
 import numpy as np
@@ -182,6 +182,29 @@ def parse_specs(specs: Specs) -> dict[str, TensorSpec]:
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"{name!r}: {error}") from error
     return result
+
+
+def with_pads(description: Description, pads: Mapping[str, Union[int, float]]) -> Description:
+    """The same, with rows of the feeds and fetches in ``pads`` said to be sequences that are filled
+    up with these. Raises ConfigError, naming the one that is wrong.
+    """
+    for name in pads:
+        if name not in description.feeds and name not in description.fetches:
+            known = ", ".join(map(repr, (*description.feeds, *description.fetches)))
+            raise ConfigError(f"there is no {name!r} to be filled up; there are {known}")
+
+    def padded(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        result = dict(specs)
+        for name in specs.keys() & pads.keys():
+            try:
+                result[name] = replace(specs[name], pad=pads[name])
+            except ConfigError as error:
+                raise ConfigError(f"{name!r}: {error}") from None
+        return result
+
+    return replace(
+        description, feeds=padded(description.feeds), fetches=padded(description.fetches)
+    )
 
 
 def fetch_names(fetches: Fetches) -> list[str]:

@@ -102,6 +102,18 @@ def test_labels_that_are_made_piece_by_piece_are_those_of_the_whole_logits(chunk
                 assert (found[part] == array).all()
 
 
+def test_labels_that_are_made_on_a_device_are_those_that_are_made_of_arrays(monkeypatch):
+    feeds, seeds = {"input_ids": ids(3, 10)}, np.arange(3)
+    logits = predictor(chunk=4 * CLASSES * 7).run_on_device(feeds, ["logits"])["logits"]
+    arrays = logits.labels(FORM, seeds, feeds["input_ids"])
+    monkeypatch.setattr(language, "_is_on_cpu", lambda tensor: False)
+    tensors = logits.labels(FORM, seeds, feeds["input_ids"])
+    for part, array in arrays.items():
+        assert tensors[part].shape == array.shape
+        assert tensors[part].dtype == array.dtype
+        np.testing.assert_allclose(tensors[part], array, rtol=1e-3, atol=1e-5)
+
+
 def test_logits_and_hidden_states_are_the_layers_own():
     layer, tokens = net(), ids(2, 6)
     outputs = predictor(chunk=4 * CLASSES * 5).run(

@@ -6,13 +6,15 @@ import urllib.request
 import numpy as np
 import pytest
 
-from edl.errors import RequestRefused
+from edl.errors import ConfigError, RequestRefused
 from edl.serving import Description, ServerOptions, TeacherClient, TensorSpec
 from edl.serving.model.predictor import PredictorOptions
 from edl.serving.server.batching import Batcher, batch_key, sequence_length
 from edl.serving.server.hosting import ServedTeacher
+from edl.serving.wire.description import with_pads
 from edl.serving.worker.handles import WorkerThread, processes
 from tests.support.predictors import Sequences
+from tests.support.processes import edl
 
 SPECS = Sequences.description.feeds
 
@@ -137,3 +139,25 @@ def test_batches_are_cut_by_tokens_and_clients_share_them():
 def test_what_sequences_cannot_be_filled_up_with_is_no_description(shape, dtype, pad):
     with pytest.raises(ValueError, match=r"sequences of any length|cannot be filled up"):
         TensorSpec(shape, dtype, pad)
+
+
+def test_sequences_can_be_said_of_a_description_that_does_not_know_of_them():
+    plain = Description(
+        {name: TensorSpec(spec.shape, spec.dtype) for name, spec in SPECS.items()},
+        {"twice": TensorSpec((-1, 2), "float32"), "seen": TensorSpec((2,), "int64")},
+    )
+    said = with_pads(plain, {"ids": 7, "mask": 0, "twice": -1})
+    assert (said.feeds["ids"].pad, said.feeds["mask"].pad) == (7, 0)
+    assert (said.fetches["twice"].pad, said.fetches["seen"].pad) == (-1, None)
+    assert said.fingerprint == plain.fingerprint, "it is the same model"
+    with pytest.raises(ConfigError, match=r"no 'id' to be filled up; there are 'ids', 'mask', 'tw"):
+        with_pads(plain, {"id": 7})
+    with pytest.raises(ConfigError, match=r"'seen': rows of shape \[2\] are no sequences"):
+        with_pads(plain, {"seen": 0})
+
+
+@pytest.mark.parametrize("text", ["ids", "=3", "ids=", "ids=x"])
+def test_what_is_no_pad_on_the_command_line_is_said(text):
+    result = edl("teacher", "--python", "tests.support.predictors:Sequences", "--pad", text)
+    assert result.returncode != 0
+    assert f"--pad {text!r} is not NAME=NUMBER" in result.stderr
