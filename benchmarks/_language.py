@@ -2,12 +2,13 @@
 
 It answers with labels that were made beforehand, in one of FORMS, after the time that computing
 them is said to take: a teacher with an accelerator, which costs this machine the transfer but not
-the computation. Environment: EDL_LANGUAGE_FORM, EDL_LANGUAGE_CLASSES, EDL_LANGUAGE_TOKENS (of a
-row), EDL_LANGUAGE_SECONDS (of a row; default: none).
+the computation. EDL_ELSEWHERE says which, as JSON: ``form``, ``classes``, ``tokens`` of a row,
+``seconds`` of a row.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Optional
@@ -50,10 +51,9 @@ class Elsewhere:
     """The predictor."""
 
     def __init__(self) -> None:
-        form = os.environ["EDL_LANGUAGE_FORM"]
-        tokens = int(os.environ["EDL_LANGUAGE_TOKENS"])
-        self._answers = answers(form, int(os.environ["EDL_LANGUAGE_CLASSES"]), tokens)
-        self._seconds = float(os.environ.get("EDL_LANGUAGE_SECONDS", "0"))
+        said = json.loads(os.environ["EDL_ELSEWHERE"])
+        form, tokens, self._seconds = said["form"], said["tokens"], said["seconds"]
+        self._answers = answers(form, said["classes"], tokens)
         made = FORMS[form]
         seeds = {SEED_FEED: TensorSpec((), "int64")} if made and made.samples else {}
         self.description = Description(

@@ -24,6 +24,7 @@ import argparse
 import base64
 import contextlib
 import json
+import logging
 import os
 import resource
 import statistics
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--student", type=json.loads, help=argparse.SUPPRESS)  # one line's
     options = parser.parse_args()
+    logging.getLogger("edl").setLevel(logging.WARNING)
     if options.student:
         print(json.dumps(read(**options.student)))
         return
@@ -72,6 +74,14 @@ def main() -> None:
         figures["training"] = measure_training(options.rounds)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
+
+
+def elsewhere(
+    number: int, form: str, classes: int, tokens: int, seconds: float = 0.0
+) -> contextlib.AbstractContextManager[list[str]]:
+    """So many teachers whose model costs nothing here."""
+    said = {"form": form, "classes": classes, "tokens": tokens, "seconds": seconds}
+    return teachers(number, HOST, {"EDL_ELSEWHERE": json.dumps(said)})
 
 
 # --- wire ---------------------------------------------------------------------------------------
@@ -100,12 +110,7 @@ def measure_wire(rounds: int) -> list[dict[str, Any]]:
 
 def wire_line(form: str, classes: int, tokens: int, rounds: int) -> dict[str, float]:
     """A teacher, and a student for each round."""
-    environment = {
-        "EDL_LANGUAGE_FORM": form,
-        "EDL_LANGUAGE_CLASSES": str(classes),
-        "EDL_LANGUAGE_TOKENS": str(tokens),
-    }
-    with teachers(1, HOST, environment) as endpoints:
+    with elsewhere(1, form, classes, tokens) as endpoints:
         given = {"endpoint": endpoints[0], "form": form, "tokens": tokens}
         command = [sys.executable, __file__, "--student", json.dumps(given)]
         found = [json.loads(subprocess.check_output(command)) for _ in range(rounds)]
@@ -257,13 +262,7 @@ def measure_training(rounds: int) -> list[dict[str, Any]]:
     seconds = statistics.median(forward_seconds(teacher, ids) for ids in texts[:8])
     speeds: dict[str, list[float]] = {"pure": [], "online": []}
     speeds |= {f"service, {count} simulated remote": [] for count in SIMULATED}
-    environment = {
-        "EDL_LANGUAGE_FORM": FORM,
-        "EDL_LANGUAGE_CLASSES": str(CLASSES),
-        "EDL_LANGUAGE_TOKENS": str(TOKENS),
-        "EDL_LANGUAGE_SECONDS": str(seconds / ROWS),
-    }
-    with teachers(max(SIMULATED), HOST, environment) as endpoints:
+    with elsewhere(max(SIMULATED), FORM, CLASSES, TOKENS, seconds / ROWS) as endpoints:
         for number in range(rounds + 1):
             for mode, found in speeds.items():
                 with labelled(mode, texts, teacher, endpoints) as batches:

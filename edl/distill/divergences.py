@@ -53,7 +53,7 @@ def jensen_shannon(log_p: Any, log_q: Any, beta: float) -> Any:
     beta KL(teacher || m) + (1 - beta) KL(student || m).
 
     Source: Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024,
-    arXiv 2306.13649, equation 1.
+    arXiv 2306.13649.
     """
     import paddle
 

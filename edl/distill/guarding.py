@@ -1,6 +1,9 @@
-"""Reading a DataLoader that has no workers: what its dataset, its sampler or its ``collate_fn``
-raises is raised in the batch's turn. Paddle (3.3) lets a thread die of it and waits for ever, or
-takes a StopIteration for the end of the epoch.
+"""Reading a DataLoader as a source: what its dataset, its sampler or its ``collate_fn`` raises is
+raised as itself in the batch's turn, and what Paddle has started for an epoch ends with it.
+
+Paddle (3.3) lets a thread die of such an error. Without workers it then waits for ever, and takes a
+StopIteration for the end of the epoch; with workers it says that a queue is killed. What is left
+early goes on as a thread, or waits for its workers for ever when it is garbage.
 """
 
 from __future__ import annotations
@@ -9,9 +12,13 @@ import copy
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Callable
 
 from edl.distill.collating import Collate, unpacked
+from edl.distill.workers import error_as_bytes, error_from_bytes, garbage_left_alone
+
+_CAUGHT = (Exception, SystemExit)
+_THREAD_ENDS_WITHIN = 1.0
 
 
 class _Failed:
@@ -20,23 +27,49 @@ class _Failed:
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _failed, (error_as_bytes(self.error),)
 
-class _Samples:
-    """A map-style dataset."""
+
+def _failed(error: bytes) -> _Failed:
+    return _Failed(error_from_bytes(error))
+
+
+class _Dataset:
+    """In the place of a dataset; what is looked at or set is the dataset's own."""
 
     def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+        object.__setattr__(self, "_guarded", dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._guarded, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._guarded, name, value)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._guarded)
+
+
+class _Samples(_Dataset):
+    """A map-style one."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, _Failed):
             return index
         try:
-            return self._dataset[index]
-        except BaseException as error:
+            return self._guarded[index]
+        except _CAUGHT as error:
             return _Failed(error)
+
+
+class _Stream(_Dataset):
+    """An iterable one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return _whatever_is_raised(self._guarded, lambda failed: failed)
 
 
 class _Lists:
@@ -49,7 +82,7 @@ class _Lists:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return _guarded(self._sampler, lambda failed: [failed])
+        return _whatever_is_raised(self._sampler, lambda failed: [failed])
 
 
 class _Collate(Collate):
@@ -66,28 +99,69 @@ class _Collate(Collate):
                 return self.failed(item.error)
         try:
             return super().__call__(items)
-        except BaseException as error:
+        except SystemExit as error:
             return self.failed(error)
 
 
-def guarded_batches(loader: Any) -> Iterator[Any]:
-    """One epoch of a ``paddle.io.DataLoader`` that has no workers."""
-    loader, collate = copy.copy(loader), _Collate(loader)
-    loader.collate_fn = collate
+def can_be_guarded(loader: Any) -> bool:
+    """Not one that makes something else of its batches, or is around a reader, which looks after
+    itself.
+    """
+    overridden = type(loader).__iter__ is not sys.modules["paddle"].io.DataLoader.__iter__
+    return not overridden and not hasattr(loader.dataset, "set_fixed_teacher")
+
+
+def guarded(loader: Any) -> Any:
+    """A copy of a ``paddle.io.DataLoader``, with workers of its own if it has some, for
+    ``guarded_batches``.
+    """
+    ours = copy.copy(loader)
+    ours._iterator = None
+    ours.collate_fn = _Collate(loader)
     if isinstance(loader.dataset, sys.modules["paddle"].io.IterableDataset):
-        loader.dataset = _guarded(loader.dataset, lambda failed: failed)
+        ours.dataset = _Stream(loader.dataset)
     else:
-        loader.dataset = _Samples(loader.dataset)
+        ours.dataset = _Samples(loader.dataset)
         if loader.auto_collate_batch:
-            loader.batch_sampler = _Lists(loader.batch_sampler)
-    return unpacked(iter(loader))
+            ours.batch_sampler = _Lists(loader.batch_sampler)
+    return ours
 
 
-def _guarded(values: Iterable[Any], of: Any) -> Iterator[Any]:
-    """``values``; in the place of what they raise, and ever after, what ``of`` makes of that."""
+def guarded_batches(loader: Any) -> Iterator[Any]:
+    """One epoch of a loader that ``guarded`` has made. Its workers are forked now."""
+    with garbage_left_alone():
+        iterator = iter(loader)
+    batches = _batches(loader, iterator)
+    next(batches)
+    return batches
+
+
+def _batches(loader: Any, iterator: Any) -> Iterator[Any]:
+    try:
+        yield None  # a generator that was never begun does not end either
+        yield from unpacked(iterator)
+    finally:
+        if not loader.num_workers:
+            _end_thread(iterator)
+        elif not loader._persistent_workers:
+            iterator._shutdown_on_exit()  # waits for a worker for a second at most
+
+
+def _end_thread(iterator: Any) -> None:
+    """End what reads ahead. Paddle's own function waits for a full second if it finds it alive."""
+    iterator._thread_done_event.set()
+    if iterator._blocking_queue is not None:
+        iterator._blocking_queue.close()
+    if iterator._thread is not None:
+        iterator._thread.join(_THREAD_ENDS_WITHIN)
+    iterator._try_shutdown_all()
+
+
+def _whatever_is_raised(values: Iterable[Any], of: Callable[[_Failed], Any]) -> Iterator[Any]:
+    """``values``; in the place of what they raise, and ever after, what ``of`` makes of that: a
+    batch of such is whole, and not dropped.
+    """
     try:
         yield from values
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        yield from itertools.repeat(of(_Failed(error)))  # a batch of them is whole, and not dropped
+    except _CAUGHT as error:
+        yield from itertools.repeat(of(_Failed(error)))

@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import copy
 import functools
-import gc
 import sys
 import weakref
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any, Callable
 
 from edl.distill.collating import Collate, unpacked
 from edl.distill.progress import Progress, Start
-from edl.distill.workers import worker_info
+from edl.distill.workers import garbage_left_alone, worker_info
 from edl.errors import ReaderError
 
 
@@ -66,7 +65,9 @@ def tend_dataloaders(
         loader.collate_fn = Collate(self)
         if self.num_workers:
             progress = share(self.dataset)
-            iteration = _with_workers(loader, _fork_workers(begin, loader), progress)
+            with garbage_left_alone():
+                iterator = begin(loader)
+            iteration = _with_workers(loader, iterator, progress)
         else:
             iteration = _without_workers(loader, begin, begin_here(self.dataset))
             here.add(iteration)
@@ -74,17 +75,6 @@ def tend_dataloaders(
         return iteration
 
     loader.__iter__ = begin_anew
-
-
-def _fork_workers(begin: Callable[[Any], Any], loader: Any) -> Any:
-    """What is garbage here is left alone there: Paddle's destructors wait for threads that have not
-    come along, and our own would end the iterations of this process.
-    """
-    gc.freeze()
-    try:
-        return begin(loader)
-    finally:
-        gc.unfreeze()
 
 
 # These yield something of no meaning first: a generator that was never begun does not end either.

@@ -65,7 +65,7 @@ def reverse_distillation(
     the student gives up what the teacher finds improbable before it covers all that is probable.
 
     Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024,
-    arXiv 2306.08543, section 2.1 (the divergence of a single token here).
+    arXiv 2306.08543 (the divergence at a single token here, without its policy gradient).
     Arguments, result and errors as of :func:`distillation`.
     """
     log_p, log_q = _softened(logits, teacher_logits, temperature)
@@ -86,9 +86,10 @@ def jensen_shannon_distillation(
     mixture of the two in which the teacher has the weight ``beta``.
 
     Source: Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
-    Mistakes" (GKD), ICLR 2024, arXiv 2306.13649, equation 1. ``beta``: above 0 and below 1; divided
+    Mistakes" (GKD), ICLR 2024, arXiv 2306.13649. ``beta``: above 0 and below 1; divided
     by it, the divergence goes to the forward KL as it goes to 0, and divided by 1 - ``beta`` to the
     reverse one as it goes to 1.
+
     Other arguments and the result as of :func:`distillation`. Raises ConfigError if the shapes
     differ or there is no such divergence.
     """

@@ -22,7 +22,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from edl._random import numpy_state, set_numpy_state
-from edl.distill.guarding import guarded_batches
+from edl.distill.guarding import can_be_guarded, guarded, guarded_batches
 from edl.distill.progress import Start, Trail
 from edl.distill.workers import (
     Handout,
@@ -59,6 +59,9 @@ class Source:
             self._loader = copy.copy(value)
             self._loader.batch_sampler = self._sampler
             self._loader._iterator = None
+        self._guarded = is_loader(value) and can_be_guarded(value)
+        if self._guarded:
+            self._loader = guarded(self._loader)
 
     def __len__(self) -> int:
         """Items in an epoch. Raises TypeError if that is not known."""
@@ -102,7 +105,9 @@ class Source:
             return self._read_once(start.skip)
         if self._sampler is not None:
             self._sampler.begin(start, trail)
-            return _iterate(self._loader)
+            return guarded_batches(self._loader) if self._guarded else iter(self._loader)
+        if self._guarded:
+            return itertools.islice(guarded_batches(self._loader), start.skip, None)
         if has_state(self.value):
             return self._open_with_state(start, trail)
         return itertools.islice(_iterate(self.value), start.skip, None)
@@ -330,8 +335,6 @@ def _loader_of(dataset: Any, batch_sampler: Any) -> Any:
 
 
 def _iterate(source: Any) -> Iterator[Any]:
-    if is_loader(source) and not source.num_workers and not has_state(source.dataset):
-        return guarded_batches(source)
     if callable(source) and not hasattr(source, "__iter__"):
         source = source()
     try:

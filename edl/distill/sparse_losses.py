@@ -54,8 +54,8 @@ def sparse_distillation(
 
     - with ``samples``, in the forward KL: what they estimate. Each stands for 1/m of the tail's
       mass, and the mean of the gradient over many draws is that of the whole distribution. The
-      value is larger than the divergence by the entropy of the teacher's tail, which labels do not
-      tell and no student changes; it is not 0 for a student that equals its teacher.
+      value is larger, in the mean by the tail's mass times the entropy within it, which labels do
+      not tell and no student changes; it is not 0 for a student that equals its teacher.
     - without them, ``tail=True``: one class more, with what the top k leave of the teacher's and of
       the student's probabilities.
     - ``tail=False``: nothing. The teacher's top k are made to sum to 1, beside the student's
@@ -67,6 +67,7 @@ def sparse_distillation(
     the logits and their gradient it holds nothing of their size.
     Raises ConfigError if shapes, dtypes or arguments do not fit, or an id is no class of the
     student.
+
     Sources: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
     ACL 2025, arXiv 2503.16870 (samples, and the top k made to sum to 1); the divergences as in
     :func:`edl.distill.losses.distillation` and its neighbours.

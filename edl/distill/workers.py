@@ -9,7 +9,9 @@ ends. The student raises its error there.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import gc
 import itertools
 import json
 import logging
@@ -49,6 +51,18 @@ def pretend_to_be_the_only_worker() -> None:
     module._worker_info = module.WorkerInfo(
         id=0, num_workers=1, dataset=info.dataset, seed=info.seed, one_of=info
     )
+
+
+@contextlib.contextmanager
+def garbage_left_alone() -> Iterator[None]:
+    """For forking workers: what is garbage here is not collected there. Paddle's destructors wait
+    for threads that have not come along, and our own would end the iterations of this process.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def end_with(parent: int, close: Callable[[], None]) -> None:

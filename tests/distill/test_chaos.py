@@ -1,7 +1,7 @@
 """Nothing is lost, doubled, misordered or mislabelled, whatever happens to the teachers and to the
 network before them, at random, for a while.
 
-``EDL_CHAOS_SECONDS`` and ``EDL_CHAOS_SEED`` choose how long the five tests last together and which
+``EDL_CHAOS_SECONDS`` and ``EDL_CHAOS_SEED`` choose how long the six tests last together and which
 sequence they take (see scripts/chaos).
 """
 
@@ -12,18 +12,23 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from edl.distill import DistillReader, Limits, TeacherPool
+from edl.distill.labels import row_seeds
+from edl.serving.model.sparse import sparse_labels
+from edl.serving.wire.labels import LabelForm
 from tests.support.chaos import Chaos, Proxies, Teachers, Zoo
+from tests.support.predictors import Texts
 from tests.support.processes import Registrar, eventually
 
 paddle = pytest.importorskip("paddle")
 
-TESTS = 5
-SECONDS = float(os.environ.get("EDL_CHAOS_SECONDS", "35")) / TESTS
+TESTS = 6
+SECONDS = float(os.environ.get("EDL_CHAOS_SECONDS", "42")) / TESTS
 SEED = int(os.environ.get("EDL_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 ROWS, BATCHES, WIDTH = 8, 40, 200
 LIMITS = Limits(min_timeout=0.5, max_timeout=3.0, max_attempts=50)
@@ -209,6 +214,46 @@ def test_nor_when_threads_ask_a_pool(distant, generator, say):
         f"{stats['hedged']} hedged; {chaos.events}"
     )
     assert counts["answered"] > 50
+
+
+def test_nor_are_sparse_labels_of_sequences_another_token_s(etcd_server, service, generator, say):
+    where = ("--etcd", etcd_server.endpoint, "--service", service, "--ttl", 2)
+    address = f"etcd://{etcd_server.endpoint}/{service}"
+    form, counts = LabelForm(8, temperature=2.0, samples=4), Counter()
+    names = [f"logits.{part}" for part in form.parts]
+    with (
+        contextlib.closing(Zoo(generator, 2, *where, predictor="Texts")) as zoo,
+        Chaos(SECONDS, generator, zoo) as chaos,
+        DistillReader(
+            ["ids", "length", "number"], ["logits"], texts(chaos.over, generator), address,
+            top_k=8, temperature=2.0, samples=4, lengths="length",
+            teacher_batch_size=ROWS, limits=LIMITS,
+        ) as reader,
+    ):  # fmt: skip
+        for batch in reader:
+            ids, length = batch["ids"], batch["length"]
+            assert batch["number"] == counts["batches"], "lost, doubled or out of order"
+            real = np.arange(ids.shape[1]) < length[:, None]
+            seeds = row_seeds([ids], epoch=0)
+            expected = sparse_labels(Texts.logits(ids), form, seeds)
+            for name, part in zip(names, form.parts):
+                np.testing.assert_array_equal(batch[name][real], expected[part][real], name)
+            counts.update(batches=1, tokens=int(real.sum()))
+        stats = reader.stats()
+    say(
+        f"{dict(counts)}, lost {stats['lost_teachers']} teachers, {stats['resent']} tasks resent, "
+        f"{stats['hedged']} hedged; {chaos.events}"
+    )
+    assert counts["batches"] > 50
+
+
+def texts(over, generator):
+    """Batches of rows of any length, filled up to any width, until ``over`` is set."""
+    for number in itertools.takewhile(lambda _: not over.is_set(), itertools.count()):
+        rows, width = generator.randrange(1, 2 * ROWS), generator.randrange(1, 30)
+        length = np.array([generator.randrange(1, width + 1) for _ in range(rows)])
+        ids = np.array([[generator.randrange(100) for _ in range(width)] for _ in range(rows)])
+        yield {"ids": ids, "length": length, "number": number}
 
 
 class Asker(threading.Thread):

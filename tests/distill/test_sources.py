@@ -2,15 +2,17 @@
 
 import itertools
 import json
+import multiprocessing
 import os
+import threading
 
 import numpy as np
 import pytest
 
 from edl.discovery import Registration
 from edl.distill import DistillReader
-from edl.errors import ConfigError, SourceError
-from tests.support.processes import python_teacher
+from edl.errors import ConfigError, ReaderError, SourceError
+from tests.support.processes import eventually, python_teacher
 
 paddle = pytest.importorskip("paddle")
 
@@ -491,39 +493,97 @@ class Drawn(paddle.io.BatchSampler):
 
 
 def of_dataset(kind):
-    return lambda error: paddle.io.DataLoader(kind(error), batch_size=ROWS, drop_last=True)
+    return lambda error, **more: paddle.io.DataLoader(
+        kind(error), batch_size=ROWS, drop_last=True, **more
+    )
 
 
-def of_sampler(error):
-    return paddle.io.DataLoader(Numbers(), batch_sampler=Drawn(error))
+def of_sampler(error, **more):
+    return paddle.io.DataLoader(Numbers(), batch_sampler=Drawn(error), **more)
 
 
-def of_collate(error):
+def of_collate(error, **more):
     def collate(samples):
         if samples[0][1] == 5 * ROWS:
             raise error
         return paddle.io.dataloader.collate.default_collate_fn(samples)
 
-    return paddle.io.DataLoader(Numbers(), batch_size=ROWS, collate_fn=collate)
+    return paddle.io.DataLoader(Numbers(), batch_size=ROWS, collate_fn=collate, **more)
 
 
-@pytest.mark.parametrize("error", [LookupError("no such file"), SystemExit("no such file")])
+class Odd(Exception):
+    """Cannot travel."""
+
+    def __init__(self, words):
+        super().__init__(words)
+        self.lock = threading.Lock()
+
+
+ERRORS = [LookupError("no such file"), SystemExit("no such file"), Odd("no such file")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", ERRORS, ids=["an error", "exit", "cannot travel"])
 @pytest.mark.parametrize(
     "broken",
     [of_dataset(Indexed), of_dataset(Numbered), of_sampler, of_collate],
     ids=["dataset", "iterable dataset", "sampler", "collate"],
 )
-def test_what_a_loader_without_workers_raises_is_raised_in_its_turn(sums_teacher, broken, error):
-    """Paddle itself waits for ever."""
-    seen = []
-    with make(sums_teacher, broken(error)) as reader:
-        with pytest.raises(type(error), match="no such file"):
+def test_what_a_loader_raises_is_raised_in_its_turn(sums_teacher, broken, error, workers):
+    """Paddle itself waits for ever, or has words of its own."""
+    kind = ReaderError if workers and isinstance(error, Odd) else type(error)
+    seen, before = [], running()
+    with make(sums_teacher, broken(error, num_workers=workers)) as reader:
+        with pytest.raises(kind, match="no such file"):
             seen.extend(int(label[0]) // ROWS for _, label, _ in reader)
         assert seen == [0, 1, 2, 3, 4]
         assert reader.state_dict()["delivered"] == 5
+    eventually(lambda: running() <= before)
 
 
-def test_a_dataset_s_stop_iteration_is_not_the_end_of_the_epoch(sums_teacher):
-    with make(sums_teacher, of_dataset(Indexed)(StopIteration("early"))) as reader:
-        with pytest.raises(RuntimeError, match="StopIteration"):
-            list(reader)
+def running():
+    """Threads and processes of this one."""
+    return {*threading.enumerate(), *multiprocessing.active_children()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_s_stop_iteration_is_not_the_end_of_the_epoch(sums_teacher, workers):
+    source = of_dataset(Indexed)(StopIteration("early"), num_workers=workers)
+    with make(sums_teacher, source) as reader, pytest.raises(RuntimeError, match="StopIteration"):
+        list(reader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_is_left_takes_what_paddle_has_started_with_it(sums_teacher, workers):
+    before = running()
+    with make(sums_teacher, loader(num_workers=workers)) as reader:
+        for _ in range(3):
+            next(iter(reader))
+    eventually(lambda: running() <= before)
+
+
+def test_a_worker_s_dataset_is_what_it_was(sums_teacher):
+    class Sized(paddle.io.Dataset):
+        first = 0
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return np.full(3, self.first, "f4"), np.int64(self.first)
+
+    def begin(_):
+        paddle.io.get_worker_info().dataset.first = 7
+
+    source = paddle.io.DataLoader(Sized(), batch_size=2, num_workers=1, worker_init_fn=begin)
+    with make(sums_teacher, source) as reader:
+        assert [int(label[0]) for _, label, _ in reader] == [7, 7]
+
+
+def test_a_loader_that_makes_something_else_of_its_batches_may(sums_teacher):
+    class Doubled(paddle.io.DataLoader):
+        def __iter__(self):
+            return ((img * 2, label * 2) for img, label in super().__iter__())
+
+    with make(sums_teacher, Doubled(Numbers(), batch_size=ROWS)) as reader:
+        assert [int(label[0]) for _, label, _ in reader] == [n * ROWS * 2 for n in range(COUNT)]

@@ -11,15 +11,16 @@ from tests.support.proxy import Proxy
 class Teachers:
     """Teachers that are stopped, continued and replaced by others at the same port."""
 
-    def __init__(self, generator, count, *arguments):
+    def __init__(self, generator, count, *arguments, predictor="Sums"):
         self._random = generator
+        self._predictor = predictor
         self._arguments = arguments
         self.teachers = []
         for _ in range(count):
             self.start(0.002)
 
     def start(self, delay, *more):
-        self.teachers.append(python_teacher("Sums", *self._arguments, *more, delay=delay))
+        self.teachers.append(python_teacher(self._predictor, *self._arguments, *more, delay=delay))
 
     @property
     def living(self):

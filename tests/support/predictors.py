@@ -145,6 +145,20 @@ class Tokens:
         return {"logits": self._table[feeds["ids"]]}
 
 
+class Texts(Tokens):
+    """The same of rows of different length."""
+
+    description = Description(
+        {"ids": TensorSpec((-1,), "int64", pad=0)},
+        {"logits": TensorSpec((-1, Tokens.classes), "float32", pad=0.0)},
+    )
+
+    @classmethod
+    def logits(cls, ids):
+        """What a teacher of any process says."""
+        return cls()._table[ids]
+
+
 class Encoder:
     """logits (rows, tokens, 11) and pooled (rows, 8) of a small Transformer of Paddle, always with
     the same weights, in which no token sees where the mask is 0.

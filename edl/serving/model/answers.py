@@ -7,6 +7,7 @@ its own form: rows of different requests have nothing in common that could be sh
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -17,8 +18,10 @@ from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.model.language import Logits
 from edl.serving.model.predictor import Predictor, run_checked
 from edl.serving.model.sparse import sparse_labels
-from edl.serving.wire import labels
+from edl.serving.wire import frame, labels
 from edl.serving.wire.labels import LabelForm
+
+_LARGEST = f"{frame.MAX_BODY_SIZE >> 20} MiB"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def _labels(
     name: str, logits: Any, form: LabelForm, given: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The parts of one fetch's labels, by their names in the answer."""
+    size = math.prod(logits.shape[:-1]) * form.bytes_per_position(logits.shape[-1])
+    if size > frame.MAX_BODY_SIZE:
+        raise ModelError(
+            f"labels of {name!r} would take {size >> 20} MiB, and an answer {_LARGEST} at most: "
+            "send fewer rows at a time, or ask for fewer of each"
+        )
     seeds, targets = given.get(labels.SEED_FEED), given.get(labels.TARGET_FEED)
     try:
         parts = make_labels(logits, form, seeds, targets)

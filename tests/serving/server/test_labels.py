@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from edl.errors import RequestRefused
+from edl.errors import RequestRefused, TeacherFailed
 from edl.serving import ServerOptions, TeacherClient, serve
 from edl.serving.client.measure import read_counters
 from edl.serving.model.predictor import PredictorOptions
@@ -165,6 +165,12 @@ def test_what_cannot_be_asked_for_is_refused_in_words(client, fetches, words):
     with pytest.raises(RequestRefused, match=words) as caught:
         client.infer(feeds, fetches)
     assert len(str(caught.value)) < 500
+
+
+def test_more_than_an_answer_holds_is_refused_before_it_is_made(client):
+    feeds, _ = request(1, LabelForm(1, samples=1), tokens=9000)
+    with pytest.raises(TeacherFailed, match=r"labels of 'logits' would take 11.. MiB, and an ans"):
+        client.infer(feeds, ["logits?top_k=1&samples=65536"])
 
 
 @pytest.mark.parametrize(
