@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from edl._checks import check_count, check_positive
 from edl.distill.batches import read_batches, read_sample_lists, read_samples
 from edl.distill.hapi import tend_models
-from edl.distill.link import Wants
 from edl.distill.loaders import Iteration, tend_dataloaders
 from edl.distill.progress import Progress, Start
 from edl.distill.running import Running
 from edl.distill.settings import (
     Model,
-    PoolConfig,
+    Settings,
     TeacherSpec,
     answer_original_variables,
     check_lengths,
     check_names,
     check_targets,
-    fallback_description,
     label_form,
     parse_models,
-    teachers_from_environment,
+    pool_configs,
 )
 from edl.distill.source import Source
 from edl.distill.stand_in import StandIn
@@ -40,7 +38,6 @@ from edl.distill.workers import (
     Handout,
     Part,
     end_with,
-    share_of,
     wait_for,
     worker_info,
 )
@@ -521,41 +518,26 @@ class DistillReader(StandIn, IterableDataset):
         """
         running = self._running
         if running is None or running.pid != os.getpid():
-            configs = self._pool_configs(number, among)
+            answer_original_variables()
+            configs = pool_configs(self._models, self._settings(), number, among)
             running = Running(self._models, configs, trace_path(self._trace_path))
             running.watch(self)
             self._running = running
         return running
 
-    def _pool_configs(self, number: int, among: int) -> list[PoolConfig]:
-        token = os.environ.get("EDL_TOKEN", "") if self._token is None else self._token
-        fallback = fallback_description(self._conf_file)
-        answer_original_variables()
-        configs = []
-        for model in self._models:
-            teachers, most = model.teachers, self._max_teachers
-            if not model.name:
-                teachers, most = teachers_from_environment(teachers, most)
-            assert teachers is not None
-            configs.append(
-                PoolConfig(
-                    teachers=teachers,
-                    wants=Wants(
-                        self._ins,
-                        model.predicts,
-                        fallback,
-                        token,
-                        self._targets,
-                        self._tokenizer,
-                        self._lengths,
-                    ),
-                    task_rows=self._teacher_batch_size or 1 << 30,
-                    max_teachers=share_of(most, number, among) if teachers.balanced else None,
-                    limits=self._limits,
-                    no_teacher_timeout=self._no_teacher_timeout,
-                )
-            )
-        return configs
+    def _settings(self) -> Settings:
+        return Settings(
+            slots=self._ins,
+            task_rows=self._teacher_batch_size or 1 << 30,
+            limits=self._limits,
+            no_teacher_timeout=self._no_teacher_timeout,
+            max_teachers=self._max_teachers,
+            token=self._token,
+            conf_file=self._conf_file,
+            targets=self._targets,
+            tokenizer=self._tokenizer,
+            lengths=self._lengths,
+        )
 
     # --- helpers ----------------------------------------------------------------------------
 

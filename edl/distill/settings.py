@@ -62,6 +62,26 @@ class RequestLimits:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What a student is told that holds for all its models; see DistillReader for the meaning of
+    each. ``slots``: their names; None if each request names its own. ``task_rows``: rows of a
+    request to a teacher at most.
+    """
+
+    slots: Optional[Sequence[Optional[str]]]
+    task_rows: int
+    limits: Limits
+    no_teacher_timeout: float
+    max_teachers: Optional[int] = None
+    token: Optional[str] = None
+    conf_file: Optional[str] = None
+    targets: Optional[str] = None
+    tokenizer: str = ""
+    lengths: Optional[str] = None
+    requests: Optional[RequestLimits] = None
+
+
+@dataclass(frozen=True)
 class PoolConfig:
     """What a pool of one model's teachers is told; see DistillReader for the meaning of each."""
 
@@ -72,6 +92,49 @@ class PoolConfig:
     limits: Limits = field(default_factory=Limits)
     no_teacher_timeout: float = 600.0
     requests: Optional[RequestLimits] = None  # if it is asked by requests, in no order
+
+
+def pool_configs(
+    models: Sequence[Model], settings: Settings, number: int = 0, among: int = 1
+) -> list[PoolConfig]:
+    """What each model's pool is told, in the process of this ``number`` of those ``among`` which
+    teachers are divided. The environment wins over the program. Raises ConfigError, and ModelError
+    for a conf file that is none.
+    """
+    token = os.environ.get("EDL_TOKEN", "") if settings.token is None else settings.token
+    fallback = fallback_description(settings.conf_file)
+    configs = []
+    for model in models:
+        teachers, most = model.teachers, settings.max_teachers
+        if not model.name:
+            teachers, most = teachers_from_environment(teachers, most)
+        assert teachers is not None
+        wants = Wants(
+            settings.slots,
+            model.predicts,
+            fallback,
+            token,
+            settings.targets,
+            settings.tokenizer,
+            settings.lengths,
+        )
+        configs.append(
+            PoolConfig(
+                teachers,
+                wants,
+                settings.task_rows,
+                _share_of(most, number, among) if teachers.balanced else None,
+                settings.limits,
+                settings.no_teacher_timeout,
+                settings.requests,
+            )
+        )
+    return configs
+
+
+def _share_of(limit: Optional[int], number: int, among: int) -> Optional[int]:
+    """One process's share of a limit that holds for all together; at least one."""
+    return None if limit is None else max(1, limit // among + (number < limit % among))
 
 
 def parse_models(

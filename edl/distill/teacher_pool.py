@@ -15,22 +15,20 @@ from typing import Any, Optional, Union
 
 from edl._checks import check_count, check_positive
 from edl.discovery import CLOSE_WITHIN
-from edl.distill.link import Wants
 from edl.distill.requests import Feeds, Outputs, Requests, in_order, read_feeds
 from edl.distill.routing import Share, gather, join_shares, share_out
 from edl.distill.running import Running
 from edl.distill.settings import (
     Model,
-    PoolConfig,
     RequestLimits,
+    Settings,
     TeacherSpec,
     check_lengths,
     check_names,
     check_targets,
-    fallback_description,
     label_form,
     parse_models,
-    teachers_from_environment,
+    pool_configs,
 )
 from edl.distill.state import Limits
 from edl.distill.tensors import as_tensors, convert_predictions
@@ -338,7 +336,8 @@ class TeacherPool:
         return self._requests
 
     def _start(self) -> None:
-        running = Running(self._models, self._pool_configs(), trace_path(self._trace_path))
+        configs = pool_configs(self._models, self._settings())
+        running = Running(self._models, configs, trace_path(self._trace_path))
         try:
             pools = zip(self._models, running.pools)
             self._requests = {model.name: Requests(pool) for model, pool in pools}
@@ -348,35 +347,20 @@ class TeacherPool:
         running.watch(self)
         self._running = running
 
-    def _pool_configs(self) -> list[PoolConfig]:
-        token = os.environ.get("EDL_TOKEN", "") if self._token is None else self._token
-        fallback = fallback_description(self._conf_file)
-        configs = []
-        for model in self._models:
-            teachers, most = model.teachers, self._max_teachers
-            if not model.name:
-                teachers, most = teachers_from_environment(teachers, most)
-            assert teachers is not None
-            configs.append(
-                PoolConfig(
-                    teachers=teachers,
-                    wants=Wants(
-                        self._feeds,
-                        model.predicts,
-                        fallback,
-                        token,
-                        self._targets,
-                        self._tokenizer,
-                        self._lengths,
-                    ),
-                    task_rows=self._task_rows,
-                    max_teachers=most if teachers.balanced else None,
-                    limits=self._limits,
-                    no_teacher_timeout=self._no_teacher_timeout,
-                    requests=RequestLimits(self._max_outstanding),
-                )
-            )
-        return configs
+    def _settings(self) -> Settings:
+        return Settings(
+            slots=self._feeds,
+            task_rows=self._task_rows,
+            limits=self._limits,
+            no_teacher_timeout=self._no_teacher_timeout,
+            max_teachers=self._max_teachers,
+            token=self._token,
+            conf_file=self._conf_file,
+            targets=self._targets,
+            tokenizer=self._tokenizer,
+            lengths=self._lengths,
+            requests=RequestLimits(self._max_outstanding),
+        )
 
 
 def _submit_each(

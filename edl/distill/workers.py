@@ -110,11 +110,6 @@ def turn_of(info: Any) -> Optional[Turn]:
     return Turn(number, len(asked), info.num_workers)
 
 
-def share_of(limit: Optional[int], number: int, among: int) -> Optional[int]:
-    """One worker's share of a limit that holds for all together; at least one."""
-    return None if limit is None else max(1, limit // among + (number < limit % among))
-
-
 @dataclass(frozen=True)
 class Part:
     """What one worker reads of an epoch: items, and the position in the epoch of each. ``among``:
