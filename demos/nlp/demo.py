@@ -7,10 +7,7 @@ the controls, at several shares of labelled reviews and over seeds, two at a tim
 
 import argparse
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +19,9 @@ from rich.table import Table
 from edl.discovery.embedded import EmbeddedEtcd
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from processes import Processes  # noqa: E402
+
 WAYS = ("alone", "distilled", "control")
 
 
@@ -50,7 +50,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        with EmbeddedEtcd() as etcd, Processes(work) as processes:
+        with EmbeddedEtcd() as etcd, Processes(HERE, work) as processes:
             demonstrate(args, work, etcd.endpoint, processes)
     print(f"Took {time.monotonic() - started:.0f} s; no process is left running.")
 
@@ -90,77 +90,6 @@ def demonstrate(args, work, etcd, processes):
 def say(text):
     """A heading."""
     print(f"\n{text}", flush=True)
-
-
-# --- processes --------------------------------------------------------------------------------
-
-
-class Processes:
-    """Programs of this demo and teachers; those that are left at the end are ended, also when it is
-    told to stop. What they log is in files in ``work``.
-    """
-
-    def __init__(self, work):
-        self.work, self.started, self.signum = work, [], 0
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self.stop)
-
-    def stop(self, signum, _):
-        """Once a process that is about to be started is among those that will be ended."""
-        self.signum = signum
-
-    def run(self, *commands, at_once=1):
-        """Run programs of this demo with their arguments to the end, so many at a time."""
-        running = []
-        for program, *arguments in commands:
-            running = self.wait(at_once - 1, running)
-            running.append(self.start(HERE / program, *arguments))
-        self.wait(0, running)
-
-    def start_teacher(self, *arguments):
-        """One ``edl teacher``."""
-        command = ("-m", "edl.cli.main", "teacher", *arguments, "--cpu-threads", 1, "--ttl", 5)
-        self.start(*command, stdout=subprocess.DEVNULL)
-
-    def start(self, *arguments, **options):
-        """Start Python with a core for itself."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2"}
-        command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-        with (self.work / f"{len(self.started)}.log").open("wb") as log:
-            process = subprocess.Popen(  # a Ctrl-C is for this process alone
-                command, env=environment, stderr=log, start_new_session=True, **options
-            )
-        self.started.append(process)
-        return process
-
-    def wait(self, at_most, running):
-        """Wait until at most so many are left; those that are. The first one that fails ends the
-        demo, and so does a teacher.
-        """
-        while True:
-            if self.signum:
-                raise SystemExit(128 + self.signum)
-            for number, process in enumerate(self.started):
-                if process.poll():
-                    words = (self.work / f"{number}.log").read_text(errors="replace")[-2000:]
-                    raise SystemExit(f"{words}\n{' '.join(process.args[3:])} has failed")
-            running = [process for process in running if process.returncode is None]
-            if len(running) <= at_most:
-                return running
-            time.sleep(0.05)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in self.started:
-            process.terminate()
-        for process in self.started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 # --- output -----------------------------------------------------------------------------------

@@ -79,12 +79,12 @@ def sparse_distillation(
     _check_labels(logits, values, indices, logsumexp, samples)
     classes, count = logits.shape[-1], values.shape[-1]
     dtype = "float64" if logits.dtype == paddle.float64 else "float32"
-    values = values.detach().astype(dtype)
+    values, logsumexp = values.detach().astype(dtype), logsumexp.detach().astype(dtype)
     if mask is not None:
         divergences.check_mask(mask, logits.shape[:-1])
         values, logsumexp = _cleared(values, mask.unsqueeze(-1)), _cleared(logsumexp, mask)
     whole = not tail or count == classes
-    log_p, tail_mass = _teacher(values, logsumexp.detach(), whole)
+    log_p, tail_mass = _teacher(values, logsumexp, whole)
     log_tail = tail_mass.clip(min=_LEAST_TAIL).log()
     if whole:
         log_tail = paddle.full_like(log_tail, divergences.LOG_ZERO)
@@ -125,7 +125,7 @@ def _teacher(values: Any, logsumexp: Any, whole: bool) -> tuple[Any, Any]:
     to sum to 1, and the others have nothing. If they are the ``whole``, they are made to in any
     case.
     """
-    log_p = values - logsumexp.astype(values.dtype).unsqueeze(-1)
+    log_p = values - logsumexp.unsqueeze(-1)
     log_p = log_p.clip(min=divergences.LOG_ZERO)
     mass = log_p.exp().sum(axis=-1, keepdim=True)
     total = mass if whole else mass.clip(min=1.0)

@@ -281,6 +281,17 @@ def test_what_labels_say_of_masked_rows_does_not_matter(divergence, tail, sample
     assert (found[1][1] == 0).all()
 
 
+def test_labels_as_they_come_from_a_reader_can_be_masked():
+    labels = labels_of(TEACHER, TOP, dtype="float16")
+    mask = paddle.to_tensor([1, 0, 1, 1])
+    found, _ = value_and_gradient(sparse_distillation, STUDENT, *labels, mask=mask)
+    kept = [0, 2, 3]
+    values, indices, logsumexp = (label[kept] for label in labels)
+    values = values.astype("float32")
+    expected = sparse_distillation(paddle.to_tensor(STUDENT[kept]), values, indices, logsumexp)
+    assert found == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize(("divergence", "tail", "samples"), FORMS)
 def test_with_everything_masked_there_is_nothing_to_learn(divergence, tail, samples):
     found, gradient = value_and_gradient(
