@@ -24,7 +24,13 @@ TEST = [
 SLIM = ["paddleslim>=2.6", "decorator>=4", "setuptools<81"]  # it needs these and does not say so
 VISUALDL = ["visualdl>=2.5"]
 # What PaddleFormers does not say: newer ones of these do not fit it, or each other.
-LLM = ["paddleformers==1.0.0", "transformers>=4.55.1,<5", "huggingface_hub<1", "datasets>=3,<5"]
+LLM = [
+    "paddleformers==1.0.0",
+    "transformers>=4.55.1,<5",
+    "huggingface_hub<1",
+    "datasets>=3,<5",
+    "pyarrow<21",  # later ones want numpy 2, which PaddleFormers does not
+]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 LINT = ["ruff>=0.6", "mypy>=1.11", "types-protobuf"]
 
