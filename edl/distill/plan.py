@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Optional, Protocol, Union
 
 import numpy as np
@@ -49,12 +50,12 @@ class Plan:
     lengths: Optional[tuple[int, str]] = None
     whole: str = ""
 
-    @property
+    @cached_property
     def sequences(self) -> bool:
         """Whether rows of some feed are sequences."""
         return any(spec.pad is not None for _, _, spec in self.feeds)
 
-    @property
+    @cached_property
     def labellings(self) -> list[Labelling]:
         """The predictions that are sparse labels."""
         return [ask for ask in self.asks if isinstance(ask, Labelling)]
@@ -63,6 +64,8 @@ class Plan:
         """How much of rows ``start:stop`` is sent. Raises SourceError, which names the slot, for
         lengths that are none.
         """
+        if self.lengths is None and not self.sequences:
+            return Span(stop - start, 0, 0)
         longest = self._longest(batch, start, stop)
         keys = [(slot, name) for slot, name, spec in self._fed_by(batch) if spec.pad is not None]
         arrays = {key: batch.column(*key, start, stop) for key in keys}
@@ -112,6 +115,8 @@ class Plan:
         """What making sparse labels of these rows takes beside that, wherever they are made: seeds
         of whole rows, however much of them is sent. Raises SourceError for targets that are none.
         """
+        if not self.labellings:
+            return {}
         specs = {name: spec for each in self.labellings for name, spec in each.feeds.items()}
         feeds = {}
         if labels.SEED_FEED in specs:
@@ -129,8 +134,14 @@ class Plan:
             feeds[labels.TARGET_FEED] = array
         return feeds
 
-    def _fed_by(self, batch: Columns) -> list[tuple[int, str, TensorSpec]]:
+    @cached_property
+    def _has_optional(self) -> bool:
+        return any(spec.optional for _, _, spec in self.feeds)
+
+    def _fed_by(self, batch: Columns) -> Sequence[tuple[int, str, TensorSpec]]:
         """The feeds that are sent; optional ones if the batch has them."""
+        if not self._has_optional:
+            return self.feeds
         return [feed for feed in self.feeds if not feed[2].optional or batch.has(feed[1])]
 
     def sent(self, label_feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
