@@ -82,7 +82,8 @@ class _Lists:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return _whatever_is_raised(self._sampler, lambda failed: [failed])
+        lists = iter(self._sampler)  # now: what Paddle's thread begins late may be the next epoch's
+        return _whatever_is_raised(lists, lambda failed: [failed])
 
 
 class _Collate(Collate):

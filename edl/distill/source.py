@@ -227,9 +227,10 @@ class _ResumableSampler:
 
     def begin(self, start: Start, trail: Trail) -> None:
         """Let the next iteration give the index lists from ``start`` on. ``trail`` learns of each.
-        Raises SourceError if those before are not what they were.
+        They are drawn now: later, numpy's generator belongs to whoever uses it then. Raises
+        SourceError if those before are not what they were.
         """
-        digest, lists = _Digest(), self._lists(start)
+        digest, lists = _Digest(), _drawn(self._lists(start))
         for indices in itertools.islice(lists, start.skip):
             digest.add(indices)
         self._check(start, digest)
@@ -279,6 +280,22 @@ class _ResumableSampler:
                 f"the {start.skip} that were delivered cannot be told from the others: seed its "
                 "shuffling by the reader's epoch"
             )
+
+
+def _drawn(lists: Iterator[Any]) -> Iterator[Any]:
+    """The same, of which the first is made now: it is then that a sampler draws its order. What
+    that raises is raised in its turn.
+    """
+    try:
+        first = list(itertools.islice(lists, 1))
+    except Exception as error:
+        return _raising(error)
+    return itertools.chain(first, lists)
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield  # which makes it a generator
 
 
 class _Digest:

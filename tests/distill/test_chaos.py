@@ -112,13 +112,16 @@ def read_endless(teachers, chaos, limits):
     )
 
 
+AGAIN = f"chaos: scripts/chaos {TESTS * SECONDS:g} {SEED}"
+
+
 @pytest.fixture
 def say(capsys):
     """Print to the terminal: how to run this again, and what has happened."""
 
     def say(text):
         with capsys.disabled():
-            print(f"\nchaos: scripts/chaos {TESTS * SECONDS:g} {SEED}: {text}")
+            print(f"\n{AGAIN}: {text}")
 
     return say
 
@@ -126,6 +129,7 @@ def say(capsys):
 @pytest.fixture
 def generator(request):
     """A generator of its own for each test, so that one alone runs as it does among the others."""
+    print(AGAIN)  # is shown with a failure
     return random.Random(f"{SEED} {request.node.name}")
 
 
@@ -314,7 +318,7 @@ class Asker(threading.Thread):
 class Student:
     """Reads epochs in pieces, by itself or through a DataLoader, without workers or with some, with
     one reader after the other, each of which goes on where the one before was left. ``taken``: the
-    epoch's batches so far.
+    epoch's batches so far. ``pieces``: how they were read, and how many there were after each.
     """
 
     def __init__(self, generator, chaos, endpoints):
@@ -326,6 +330,7 @@ class Student:
         self._workers = None
         self.epoch = 0
         self.taken = []
+        self.pieces = []
         self.counts = dict.fromkeys(("in process", "in workers", "resumed", "left for good"), 0)
 
     def use_a_reader(self):
@@ -348,16 +353,21 @@ class Student:
             source.batch_sampler.set_epoch(self.epoch)
         self._workers = self._random.choice([None, None, 0, 1, 2, 3])
         self.counts["in workers" if self._workers else "in process"] += 1
+        before = len(self.taken)
         whole = self._take(self._begin(reader))
+        self.pieces.append((self._by_epoch, self._workers, len(self.taken)))
         self._check(whole)
         if whole:
-            self.epoch, self.taken = self.epoch + 1, []
+            self._next_epoch()
             return self._random.choice(["again", "resume"])
-        if self.taken and self._random.random() < 0.2:
+        if len(self.taken) > before and self._random.random() < 0.2:  # else it was not begun
             self.counts["left for good"] += 1
-            self.epoch, self.taken = self.epoch + 1, []
+            self._next_epoch()
             return "again"
         return "resume"
+
+    def _next_epoch(self):
+        self.epoch, self.taken, self.pieces = self.epoch + 1, [], []
 
     def _begin(self, reader):
         if self._workers is None:
@@ -376,9 +386,9 @@ class Student:
 
     def _check(self, whole):
         labels = [label for batch in self.taken for label in batch]
-        assert len(set(labels)) == len(labels), "doubled"
+        assert len(set(labels)) == len(labels), f"doubled: {self.pieces}"
         if self._by_epoch:
             order = shuffled_by_epoch(self.epoch).batch_sampler
-            assert self.taken == list(order)[: len(self.taken)], "lost or out of order"
+            assert self.taken == list(order)[: len(self.taken)], f"lost: {self.pieces}"
         if whole:
-            assert sorted(labels) == EVERYTHING, "lost"
+            assert sorted(labels) == EVERYTHING, f"lost: {self.pieces}"

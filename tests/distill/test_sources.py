@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -439,6 +440,40 @@ def test_a_loader_that_shuffles_by_numpy_goes_on_in_the_same_order(sums_teacher)
         rest = [label for slots in reader for label in np.asarray(slots[1]).tolist()]
         assert sorted(first + rest) == list(range(COUNT * ROWS))
         assert np.random.get_state()[1].tolist() == before, "the program's own numbers are its own"
+
+
+class Late(paddle.io.Sampler):
+    """Draws its order, by numpy, a while after it was asked for the first index."""
+
+    def __iter__(self):
+        time.sleep(0.2)
+        return iter(np.random.permutation(COUNT * ROWS).tolist())
+
+    def __len__(self):
+        return COUNT * ROWS
+
+
+def test_an_order_is_drawn_when_the_iteration_begins_by_who_begins_it(sums_teacher):
+    sampler = paddle.io.BatchSampler(sampler=Late(), batch_size=ROWS)
+    with make(sums_teacher, paddle.io.DataLoader(Numbers(), batch_sampler=sampler)) as reader:
+        np.random.seed(3)
+        iterator = iter(reader)
+        np.random.seed(4)  # from here on numpy's generator is the program's own again
+        labels = [label for slots in iterator for label in np.asarray(slots[1]).tolist()]
+    np.random.seed(3)
+    assert labels == np.random.permutation(COUNT * ROWS).tolist()
+
+
+def test_what_a_sampler_raises_before_its_first_list_is_raised_in_its_turn(sums_teacher):
+    class Broken(paddle.io.BatchSampler):
+        def __iter__(self):
+            raise KeyError("no order")
+
+    sampler = Broken(Numbers(), batch_size=ROWS)
+    with make(sums_teacher, paddle.io.DataLoader(Numbers(), batch_sampler=sampler)) as reader:
+        iterator = iter(reader)
+        with pytest.raises(KeyError, match="no order"):
+            next(iterator)
 
 
 def test_a_loaders_persistent_workers_are_kept_from_one_epoch_to_the_next(sums_teacher):
