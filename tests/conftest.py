@@ -1,14 +1,17 @@
 """Shared real parts: an etcd, exported Paddle models, a cheap teacher."""
 
+import contextlib
+import gc
 import itertools
 import signal
+import threading
 
 import pytest
 from hypothesis import settings
 
 from edl.discovery import Etcd
 from edl.discovery.embedded import EmbeddedEtcd
-from tests.support.processes import python_teacher
+from tests.support.processes import eventually, python_teacher
 
 _numbers = itertools.count()
 
@@ -26,6 +29,24 @@ def pytest_collection_modifyitems(items):
     """Modules with slow tests first: at the end a run would wait for one of them alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ends_with_its_module():
+    """What a module has started in this process ends with it: a thread that is left is a leak, of
+    ours or of the test's, and the next module's tests would find it.
+    """
+    before = set(threading.enumerate())
+    yield
+
+    def left():
+        gc.collect()
+        started = set(threading.enumerate()) - before
+        return [thread.name for thread in started if thread.name.startswith("edl-")]
+
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not left())
+    assert left() == []
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def world(etcd_server, service):
 
         def student(self, name, record=ANY_NUMBER, lead=True):
             etcd = Etcd(etcd_server.endpoint)
+            self._ends.insert(0, etcd.close)
 
             def on_assigned(teachers):
                 self.assigned[name] = teachers

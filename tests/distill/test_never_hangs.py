@@ -60,24 +60,10 @@ def sums(port=0, delay=lambda: 0.0):
     )
 
 
-#: Threads that were there before the test, another test's in the same process.
-OTHERS: set = set()
-
-
-@pytest.fixture(autouse=True)
-def _others():
-    OTHERS.clear()
-    OTHERS.update(threading.enumerate())
-
-
 def threads():
     """Those of readers, not those of teachers that are served in this process."""
     ours = ("edl-s", "edl-r", "edl-w", "edl-b", "edl-etcd")
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith(ours) and thread not in OTHERS
-    ]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 def sockets():
