@@ -72,18 +72,18 @@ def check_beta(beta: float) -> None:
 
 
 def log_softmax(logits: Any) -> Any:
-    """Logarithms of the probabilities, (..., classes)."""
+    """Logarithms of the probabilities, (..., classes); LOG_ZERO of classes that cannot be."""
     import paddle
     from paddle.nn import functional
 
     # Paddle's kernel for CPUs takes seconds where this takes milliseconds (docs/measurements.md);
     # its kernel for GPUs makes one pass of it.
     if paddle.get_device() != "cpu":
-        return functional.log_softmax(logits, axis=-1)
+        return functional.log_softmax(logits, axis=-1).clip(min=LOG_ZERO)
     largest = logits.max(axis=-1, keepdim=True)
     largest.stop_gradient = True
     shifted = logits - largest
-    return shifted - shifted.exp().sum(axis=-1, keepdim=True).log()
+    return (shifted - shifted.exp().sum(axis=-1, keepdim=True).log()).clip(min=LOG_ZERO)
 
 
 def mean_over(each: Any, mask: Optional[Any]) -> Any:
@@ -100,5 +100,26 @@ def mean_over(each: Any, mask: Optional[Any]) -> Any:
 
 def check_mask(mask: Any, rows: list[int]) -> None:
     """Raises ConfigError unless the mask has a number for each row."""
+    check_tensor("mask", mask)
     if list(mask.shape) != list(rows):
         raise ConfigError(f"mask must have shape {list(rows)}, not {list(mask.shape)}")
+
+
+def cleared(teachers: Any, mask: Any) -> Any:
+    """What a teacher says, with 0 where the mask is: NaN, which models may say of padding, would
+    remain in gradients.
+    """
+    import paddle
+
+    return paddle.where(mask == 0, paddle.zeros_like(teachers), teachers)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raises ConfigError for anything else, such as arrays."""
+    import paddle
+
+    if not paddle.is_tensor(value):
+        raise ConfigError(
+            f"{name} must be a Paddle tensor, not {type(value).__name__}: readers and pools give "
+            'tensors where the source does, and with return_tensors="pd"'
+        )

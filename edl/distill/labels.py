@@ -85,6 +85,7 @@ class Labelling:
         }
         if self.program is not None:
             parts = {part: _first(array, widths.get(part)) for part, array in parts.items()}
+        self._check_shapes(parts)
         try:
             labels.check_range(parts[labels.VALUES], parts[labels.LOGSUMEXP])
         except WireError as error:
@@ -104,6 +105,20 @@ class Labelling:
             logits, self.form, given.get(labels.SEED_FEED), given.get(labels.TARGET_FEED)
         )
 
+    def _check_shapes(self, parts: Mapping[str, np.ndarray]) -> None:
+        """Raises WireError for a part that is not of its kind, or not of as many rows and tokens as
+        the others.
+        """
+        specs = labels.part_specs(self.name, self.spec, self.form)
+        lead = parts[labels.LOGSUMEXP].shape
+        for part, array in parts.items():
+            column = labels.column(self.name, part)
+            wrong = specs[part].mismatch(array)
+            if wrong:
+                raise WireError(f"{column!r}: {wrong}")
+            if array.shape[: len(lead)] != lead:
+                raise WireError(f"{column!r} has shape {array.shape} beside a logsumexp of {lead}")
+
     def _of_program(self, part: str) -> str:
         return f"{labels.column(self.name, part)}?{self.program}"
 
@@ -115,8 +130,8 @@ def _output(outputs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _first(array: np.ndarray, width: Optional[int]) -> np.ndarray:
-    """The first so many of each row's."""
-    return array if width is None or array.shape[-1] <= width else array[..., :width]
+    """The first so many of each row's, if there are more."""
+    return array if width is None or not array.ndim else array[..., :width]
 
 
 def plan_labelling(name: str, form: LabelForm, description: Description) -> Labelling:

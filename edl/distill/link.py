@@ -325,3 +325,6 @@ class _Reply:
             return TeacherProtocolError(endpoint, str(error))
         except ConfigError as error:
             return TeacherFailed(endpoint, str(error))
+        except Exception as error:  # a bug, of which the task has to hear all the same
+            logger.exception("the answer of %s cannot be read", endpoint)
+            return TeacherProtocolError(endpoint, f"{type(error).__name__}: {error}")

@@ -49,11 +49,12 @@ def distillation(
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531,
     section 2. The factor keeps gradients of one size whatever the temperature.
     ``logits``, ``teacher_logits``: tensors of floats, (..., classes). ``mask``: numbers or bools
-    (...), the weight of each row. Gradients go to ``logits`` only. Returns a float32 scalar, the
-    mean over rows weighted by the mask, 0 if that has none. Raises ConfigError if the shapes
-    differ.
+    (...), the weight of each row; where it is 0, the teacher's may be anything. Gradients go to
+    ``logits`` only. Returns a float32 scalar, the mean over rows weighted by the mask, 0 if that
+    has none. Logits may be minus infinity: classes that neither can have do not matter. Raises
+    ConfigError if the shapes differ.
     """
-    log_p, log_q = _softened(logits, teacher_logits, temperature)
+    log_p, log_q = _softened(logits, teacher_logits, temperature, mask)
     return divergences.mean_over(divergences.forward_kl(log_p, log_q), mask) * temperature**2
 
 
@@ -68,7 +69,7 @@ def reverse_distillation(
     arXiv 2306.08543 (the divergence at a single token here, without its policy gradient).
     Arguments, result and errors as of :func:`distillation`.
     """
-    log_p, log_q = _softened(logits, teacher_logits, temperature)
+    log_p, log_q = _softened(logits, teacher_logits, temperature, mask)
     return divergences.mean_over(divergences.reverse_kl(log_p, log_q), mask) * temperature**2
 
 
@@ -94,7 +95,7 @@ def jensen_shannon_distillation(
     differ or there is no such divergence.
     """
     divergences.check_beta(beta)
-    log_p, log_q = _softened(logits, teacher_logits, temperature)
+    log_p, log_q = _softened(logits, teacher_logits, temperature, mask)
     each = divergences.jensen_shannon(log_p, log_q, beta)
     return divergences.mean_over(each, mask) * temperature**2
 
@@ -143,19 +144,26 @@ def decoupled_distillation(
     return (alpha * on_target + beta * among_others) * temperature**2
 
 
-def _softened(logits: Any, teacher_logits: Any, temperature: float) -> tuple[Any, Any]:
+def _softened(
+    logits: Any, teacher_logits: Any, temperature: float, mask: Optional[Any]
+) -> tuple[Any, Any]:
     """Logarithms of the teacher's probabilities, and of the student's."""
     import paddle
 
     check_positive("temperature", temperature)
     logits, teacher_logits = _pair(logits, teacher_logits)
     with paddle.no_grad():
+        if mask is not None:
+            divergences.check_mask(mask, logits.shape[:-1])
+            teacher_logits = divergences.cleared(teacher_logits, mask.unsqueeze(-1))
         log_p = divergences.log_softmax(teacher_logits / temperature)
     return log_p, divergences.log_softmax(logits / temperature)
 
 
 def _pair(logits: Any, soft: Any) -> tuple[Any, Any]:
     """Both in float32. The caller keeps the teacher's side without a gradient."""
+    divergences.check_tensor("the student's logits", logits)
+    divergences.check_tensor("the teacher's outputs", soft)
     if list(logits.shape) != list(soft.shape):
         raise ConfigError(
             f"the student's logits have shape {list(logits.shape)}, the teacher's outputs "

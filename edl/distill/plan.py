@@ -129,8 +129,12 @@ class Plan:
             spec = specs[labels.TARGET_FEED]
             array = _conform(batch, slot, name, spec, start, stop, span)
             wrong = spec.mismatch(array)
+            if not wrong and span is not None and span.width and spec.pad is not None:
+                tokens = batch.column(slot, name, start, stop).shape[1]
+                if tokens != span.width:
+                    wrong = f"a row has {tokens}, but {span.width} tokens are fed"
             if wrong:
-                raise SourceError(f"slot {slot} ({name!r}), the targets: {wrong}")
+                raise SourceError(f"{_slot(slot, name)}, the targets: {wrong}")
             feeds[labels.TARGET_FEED] = array
         return feeds
 
@@ -215,7 +219,8 @@ def _conform(
     span: Optional[Span],
 ) -> np.ndarray:
     array = batch.column(slot, name, start, stop)
-    if span is not None and span.trimmed and spec.pad is not None:
+    sequences = spec.pad is not None and array.ndim > 1
+    if span is not None and span.trimmed and sequences:
         array = array[:, : span.length]
     try:
         return spec.conform(array)

@@ -75,14 +75,15 @@ def sparse_distillation(
     import paddle
 
     check_positive("temperature", temperature)
-    _check_divergence(divergence, beta, tail, samples)
+    check_divergence(divergence, beta, tail, samples is not None)
     _check_labels(logits, values, indices, logsumexp, samples)
     classes, count = logits.shape[-1], values.shape[-1]
     dtype = "float64" if logits.dtype == paddle.float64 else "float32"
     values, logsumexp = values.detach().astype(dtype), logsumexp.detach().astype(dtype)
     if mask is not None:
         divergences.check_mask(mask, logits.shape[:-1])
-        values, logsumexp = _cleared(values, mask.unsqueeze(-1)), _cleared(logsumexp, mask)
+        values = divergences.cleared(values, mask.unsqueeze(-1))
+        logsumexp = divergences.cleared(logsumexp, mask)
     whole = not tail or count == classes
     log_p, tail_mass = _teacher(values, logsumexp, whole)
     log_tail = tail_mass.clip(min=_LEAST_TAIL).log()
@@ -109,13 +110,6 @@ def _diverge(divergence: str, log_p: Any, log_q: Any, beta: float) -> Any:
     if divergence == "reverse_kl":
         return divergences.reverse_kl(log_p, log_q)
     return divergences.jensen_shannon(log_p, log_q, beta)
-
-
-def _cleared(labels: Any, mask: Any) -> Any:
-    """With 0 where the mask is: NaN, which models may say of padding, would remain in gradients."""
-    import paddle
-
-    return paddle.where(mask == 0, paddle.zeros_like(labels), labels)
 
 
 def _teacher(values: Any, logsumexp: Any, whole: bool) -> tuple[Any, Any]:
@@ -224,20 +218,23 @@ def _bounded(logs: Any) -> Any:
     return logs.clip(min=divergences.LOG_ZERO)
 
 
-def _check_divergence(divergence: str, beta: float, tail: bool, samples: Optional[Any]) -> None:
+def check_divergence(
+    divergence: str, beta: float, tail: bool = True, samples: bool = False
+) -> None:
+    """Raises ConfigError for a divergence that is none; ``samples``: whether they are the tail."""
     if divergence not in ("forward_kl", "reverse_kl", "jsd"):
         raise ConfigError(
             f'divergence must be "forward_kl", "reverse_kl" or "jsd", not {divergence!r}'
         )
     if divergence == "jsd":
         divergences.check_beta(beta)
-    if samples is not None and divergence != "forward_kl":
+    if samples and divergence != "forward_kl":
         raise ConfigError(
             f'samples cannot estimate "{divergence}": in it a class counts by the student\'s '
             "probability and the teacher's, and these were drawn by the teacher's, which they do "
             'not tell; leave samples out, or use "forward_kl"'
         )
-    if samples is not None and not tail:
+    if samples and not tail:
         raise ConfigError("samples are the tail, which tail=False leaves out: give one of them")
     if divergence == "reverse_kl" and not tail:
         raise ConfigError(
@@ -253,6 +250,8 @@ def _check_labels(
 
     floats = [paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64]
     ids = [paddle.int32, paddle.int64]
+    divergences.check_tensor("logits", logits)
+    divergences.check_tensor("values", values)
     if len(logits.shape) < 2 or 0 in logits.shape:
         raise ConfigError(f"logits must have shape (rows, ..., classes), not {list(logits.shape)}")
     *rows, classes = logits.shape
@@ -272,6 +271,7 @@ def _check_labels(
 
 def _check(name: str, tensor: Any, shape: list[Any], dtypes: list[Any]) -> None:
     """A letter in ``shape`` is any size but 0."""
+    divergences.check_tensor(name, tensor)
     found = list(tensor.shape)
     if len(found) != len(shape) or not all(
         size > 0 if isinstance(wanted, str) else size == wanted

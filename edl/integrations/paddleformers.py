@@ -22,15 +22,19 @@ from paddleformers.trainer import Trainer, TrainerCallback
 from paddleformers.trainer.trainer import TRAINER_STATE_NAME
 from paddleformers.trainer.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from edl._checks import check_positive
+from edl._checks import check_count, check_positive
 from edl.distill.losses import sparse_distillation
 from edl.distill.reader import DistillReader
-from edl.distill.settings import TeacherSpec
+from edl.distill.settings import TeacherSpec, check_names, label_form
+from edl.distill.sparse_losses import check_divergence
 from edl.errors import ConfigError
 
 _AnyTrainer: Any = Trainer if TYPE_CHECKING else object  # what the mixin is put before
 
 logger = logging.getLogger(__name__)
+
+#: Arguments of the DistillReader that are not among the options.
+_OWN = ("ins", "predicts", "source", "teachers", "top_k", "samples", "temperature", "places")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Distillation:
     ``feeds``: the columns of the Trainer's batches that go to the teacher, if it has them.
     ``ignore_index``: the label of tokens that are left out, of both.
     ``options``: further arguments of the DistillReader, such as ``token`` or ``limits``.
+    Raises ConfigError for what cannot be.
     """
 
     teachers: TeacherSpec
@@ -63,6 +68,13 @@ class Distillation:
         check_positive("weight", self.weight)
         if self.weight > 1:
             raise ConfigError(f"weight, the share of the divergence, is at most 1: {self.weight!r}")
+        check_names("feeds", self.feeds)
+        check_count("top_k", self.top_k)
+        label_form(self.top_k, self.temperature, self.samples, None)
+        check_divergence(self.divergence, self.beta, samples=self.samples > 0)
+        for name in self.options:
+            if name in _OWN:
+                raise ConfigError(f"options must not hold {name!r}: it is said by Distillation")
 
 
 class DistillMixin(_AnyTrainer):
@@ -120,15 +132,17 @@ class DistillMixin(_AnyTrainer):
         mean of it and of the divergence over the tokens that have a label.
         """
         wanted = self.distillation
-        names = [name for name in inputs if name.startswith(f"{wanted.predict}.")]
-        soft = [inputs.pop(name) for name in names]  # in the reader's order, which is the loss's
+        prefix = f"{wanted.predict}."
+        names = [name for name in inputs if name.startswith(prefix)]
+        soft = {name[len(prefix) :]: inputs.pop(name) for name in names}
+        soft.pop("target", None)  # which options may ask for, and the divergence does not take
         if not soft:
             return super().compute_loss(model, inputs, return_outputs)
         targets = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         divergence = sparse_distillation(
             _logits(outputs),
-            *soft,
+            **soft,
             temperature=wanted.temperature,
             divergence=wanted.divergence,
             beta=wanted.beta,
@@ -204,7 +218,9 @@ def _logits(outputs: Any) -> Any:
     """The logits of what a Trainer's ``compute_loss`` returns beside the loss."""
     if isinstance(outputs, Mapping):
         return outputs["logits"]
-    logits = outputs[1]
+    logits = outputs[1]  # or what the model has returned, where a criterion computes the loss
+    if isinstance(logits, Mapping):
+        return logits["logits"]
     return logits[0] if isinstance(logits, (tuple, list)) else logits
 
 

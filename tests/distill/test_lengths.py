@@ -129,6 +129,31 @@ def test_targets_are_as_long_as_the_rows_and_seeds_do_not_depend_on_what_is_sent
     np.testing.assert_array_equal(trimmed["labels.seed"], full["labels.seed"])
 
 
+@pytest.mark.parametrize("lengths", [[3, 5], [9, 9]])
+@pytest.mark.parametrize("lengths_are_known", [True, False])
+def test_targets_that_are_more_than_the_tokens_are_refused_by_the_slots_name(
+    lengths, lengths_are_known
+):
+    """As those of a block of tokens of which the last one is not fed."""
+    ids, mask, image, labels = batch_of(lengths, 9).value
+    longer = np.concatenate([labels, labels[:, :1]], axis=1)
+    batch = ArrayBatch((ids, mask, image, longer), 2, 0)
+    known = "mask" if lengths_are_known else None
+    plan = make_plan(INS, ["logits?top_k=2&target"], TEACHER, "labels", known)
+    span = plan.span(batch, 0, 2)
+    words = r"slot 3 \('labels'\), the targets: a row has 10, but 9 tokens are fed"
+    with pytest.raises(SourceError, match=words):
+        plan.label_feeds(batch, 0, 2, span)
+
+
+def test_numbers_in_the_place_of_tokens_are_left_for_the_teacher_to_refuse():
+    ids, _, image, labels = batch_of([3, 5], 9).value
+    batch = ArrayBatch((ids, np.array([3, 5]), image, labels), 2, 0)
+    plan = plan_of()
+    feeds = plan.feed(batch, 0, 2, plan.span(batch, 0, 2))
+    assert (feeds["ids"].shape, feeds["mask"].shape) == ((2, 5), (2,))
+
+
 def test_parts_of_sparse_labels_are_filled_up_with_zeros():
     plan = plan_of(["logits?top_k=2&samples=3&target"], targets="labels")
     span = plan.span(batch_of([3, 5], 9), 0, 2)

@@ -155,6 +155,55 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(student.grad.numpy()).all()
 
 
+WHOLE = [distillation, reverse_distillation, jensen_shannon_distillation]
+
+
+@pytest.mark.parametrize("loss", [*WHOLE, decoupled_distillation])
+def test_classes_that_neither_can_have_do_not_matter(loss):
+    """A vocabulary filled up with minus infinity."""
+    labels = tensors(LABELS) if loss is decoupled_distillation else []
+    never = np.full((6, 2), -np.inf, "f4")
+    student = paddle.to_tensor(np.concatenate([STUDENT, never], axis=1), stop_gradient=False)
+    found = loss(student, paddle.to_tensor(np.concatenate([TEACHER, never], axis=1)), *labels)
+    found.backward()
+    plain = paddle.to_tensor(STUDENT, stop_gradient=False)
+    expected = loss(plain, paddle.to_tensor(TEACHER), *labels)
+    expected.backward()
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(student.grad.numpy()[:, :5], plain.grad.numpy(), atol=1e-7)
+    assert np.abs(student.grad.numpy()[:, 5:]).max() < 1e-30  # no kernel need round exp(-inf) to 0
+
+
+def test_a_class_that_the_teacher_cannot_have_adds_nothing():
+    teacher = TEACHER.copy()
+    teacher[:, 2] = -np.inf
+    p, q = softmax(teacher), softmax(STUDENT)
+    terms = np.where(p > 0, p * (np.log(np.maximum(p, 1e-30)) - np.log(q)), 0)
+    loss = distillation(*tensors(STUDENT, teacher), 1.0)
+    assert float(loss) == pytest.approx(terms.sum(axis=1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", WHOLE)
+def test_what_the_teacher_says_of_masked_rows_does_not_matter(loss):
+    """Models may compute anything for padding, such as NaN."""
+    mask, teacher = paddle.to_tensor([1, 0, 1, 1, 0, 1]), TEACHER.copy()
+    teacher[[1, 4]] = np.nan
+    student = paddle.to_tensor(STUDENT, stop_gradient=False)
+    found = loss(student, paddle.to_tensor(teacher), mask=mask)
+    found.backward()
+    kept = [0, 2, 3, 5]
+    assert float(found) == pytest.approx(float(loss(*tensors(STUDENT[kept], TEACHER[kept]))))
+    assert not student.grad.numpy()[[1, 4]].any()
+    assert np.isfinite(student.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("loss", [soft_cross_entropy, *WHOLE])
+def test_arrays_are_refused_with_the_remedy(loss):
+    words = r'the teacher.s outputs must be a Paddle tensor, not ndarray: .*return_tensors="pd"'
+    with pytest.raises(ConfigError, match=words):
+        loss(paddle.to_tensor(STUDENT), TEACHER)
+
+
 def test_shapes_that_differ_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"student's logits have shape \[6, 5\]"):
         distillation(*tensors(STUDENT, TEACHER[:, :4]))

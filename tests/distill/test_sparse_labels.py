@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from edl.distill import DistillReader
-from edl.distill.labels import row_seeds
-from edl.errors import BatchRefused, ConfigError, ReaderError, SourceError
+from edl.distill.labels import plan_labelling, row_seeds
+from edl.errors import BatchRefused, ConfigError, ReaderError, SourceError, WireError
 from edl.serving import Description, serve
 from edl.serving.model.sparse import sparse_labels
+from edl.serving.wire import labels
 from edl.serving.wire.labels import LabelForm
 from tests.support.predictors import Tokens
 from tests.support.processes import python_teacher
@@ -239,6 +240,51 @@ def test_seeds_depend_on_every_slot_and_the_epoch_and_not_on_neighbours():
     assert row_seeds([ids[2:], longer.astype(object)], 0)[0] == seeds[2]
     assert (row_seeds([ids[::-1]], 0)[::-1] == row_seeds([ids], 0)).all()
     assert row_seeds([ids[:0]], 0).shape == (0,)
+
+
+# --- answers of teachers that are broken -----------------------------------------------------
+
+
+def answer(**parts):
+    """To two rows of three tokens, asked for the 4 largest; ``parts`` are other than they should
+    be.
+    """
+    right = {
+        "values": np.zeros((2, 3, 4), np.float16),
+        "indices": np.zeros((2, 3, 4, 2), np.uint8),
+        "logsumexp": np.zeros((2, 3), np.float32),
+    }
+    return {f"logits.{part}": array for part, array in {**right, **parts}.items()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"values": np.float16(0)},
+        {"values": np.zeros((), np.float16), "indices": np.zeros((), np.uint8)},
+        {"values": np.zeros((2, 3, 5), np.float16)},
+        {"values": np.zeros((2, 4, 4), np.float16)},
+        {"values": np.zeros((2, 3, 4), np.int32)},
+        {"values": np.array([["a"]])},
+        {"indices": np.zeros((2, 3, 5, 2), np.uint8)},
+        {"indices": np.zeros((2, 4, 4, 2), np.uint8)},
+        {"indices": np.full((2, 3, 4, 2), 255, np.uint8)},
+        {"logsumexp": np.zeros((2, 4), np.float32)},
+        {"logsumexp": np.zeros((2, 3, 9), np.float32)},
+        {"logsumexp": np.zeros(7, np.float32)},
+        {"logsumexp": np.array(["x"])},
+    ],
+    ids=lambda wrong: ",".join(
+        f"{part}-{array.dtype}{array.shape}" for part, array in wrong.items()
+    ),
+)
+def test_parts_that_do_not_fit_together_are_no_answer(wrong):
+    extra = {labels.DESCRIBED: labels.VERSION}
+    said = Description(Tokens.description.feeds, Tokens.description.fetches, extra)
+    labelling = plan_labelling("logits", LabelForm(4), said)
+    assert set(labelling.read(answer(), {})) == set(answer())
+    with pytest.raises(WireError):
+        labelling.read(answer(**wrong), {})
 
 
 # --- errors ---------------------------------------------------------------------------------

@@ -489,6 +489,18 @@ def test_dtypes_that_do_not_fit_are_refused_by_name(name, dtype, words):
         sparse_distillation(**given)
 
 
+@pytest.mark.parametrize("name", ["values", "indices", "logsumexp", "samples", "mask"])
+def test_arrays_are_refused_with_the_remedy(name):
+    """What a reader gives where the source gives arrays."""
+    names = ["values", "indices", "logsumexp", "samples"]
+    given = {"logits": leaf(STUDENT), **dict(zip(names, labels_of(TEACHER, TOP, samples=2)))}
+    given["mask"] = paddle.ones([ROWS])
+    given[name] = given[name].numpy()
+    words = f'{name} must be a Paddle tensor, not ndarray: .*return_tensors="pd"'
+    with pytest.raises(ConfigError, match=words):
+        sparse_distillation(**given)
+
+
 @pytest.mark.parametrize(
     ("name", "class_", "words"),
     [

@@ -184,6 +184,52 @@ def test_what_is_no_checkpoint_is_said(checkpoint, tmp_path):
         load(directory)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"vocab_size": CLASSES + 4}, r"embed_tokens.weight has shape \[304, 16\]: .* \[300, 16\]"),
+        ({"vocab_size": CLASSES - 4}, r"embed_tokens.weight has shape \[296, 16\]"),
+        (
+            {"intermediate_size": 40},
+            r"mlp.\w+.weight has shape \[\d+, \d+\]: in the weights it has",
+        ),
+    ],
+)
+def test_weights_of_other_shapes_than_the_config_says_are_refused(
+    checkpoint, tmp_path, said, words
+):
+    """What PaddleFormers does not find in them it leaves as it was drawn, in each teacher anew."""
+    directory = tmp_path / "other"
+    shutil.copytree(checkpoint[0], directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **said}))
+    with pytest.raises(
+        ModelError, match=rf"{directory} does not fit its config.json, by .*{words}"
+    ):
+        load(directory)
+
+
+def test_a_link_that_leads_nowhere_is_named(checkpoint, tmp_path):
+    directory = tmp_path / "cache"
+    shutil.copytree(checkpoint[0], directory)
+    path = next(directory.glob("*.safetensors"))
+    path.unlink()
+    path.symlink_to("../blobs/gone")
+    with pytest.raises(ModelError, match=f"{path} is no file of weights, but a link to .*gone"):
+        load(directory)
+
+
+def test_a_longest_row_that_is_none_is_no_limit(checkpoint, tmp_path):
+    directory = tmp_path / "endless"
+    shutil.copytree(checkpoint[0], directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 0}))
+    teacher = load(directory)
+    assert "max_tokens" not in teacher.description.extra
+    tokens = ids(1, LONGEST + 1)
+    assert teacher.run({"input_ids": tokens}, ["hidden_states"])["hidden_states"].shape[1] == 65
+
+
 def test_without_paddleformers_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("")

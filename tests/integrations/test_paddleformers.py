@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from edl.errors import NoTeacherError
+from edl.errors import ConfigError, NoTeacherError
 from edl.serving import serve
 
 paddle = pytest.importorskip("paddle")
@@ -229,6 +229,67 @@ def test_evaluation_needs_no_teacher(tmp_path):
         distilled.train()
         assert len(teacher.asked) == SAMPLES
     assert distilled.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"feeds": "input_ids"}, "feeds must be a list of names, not 'input_ids'"),
+        ({"top_k": None}, "top_k must be"),
+        ({"temperature": 0}, "temperature must be from"),
+        ({"divergence": "kl"}, 'divergence must be "forward_kl"'),
+        ({"divergence": "jsd", "beta": 1}, "beta must be above 0 and below 1"),
+        ({"divergence": "reverse_kl", "samples": 2}, 'samples cannot estimate "reverse_kl"'),
+        ({"weight": 2}, "weight, the share of the divergence, is at most 1"),
+        ({"options": {"top_k": 3}}, "options must not hold 'top_k'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(said, words):
+    with pytest.raises(ConfigError, match=words):
+        Distillation("10.0.0.1:9292", **said)
+
+
+class Criterion(paddle.nn.Layer):
+    """The loss of what a model returns, which is a dict here."""
+
+    def forward(self, outputs, labels):
+        return paddle.nn.functional.cross_entropy(outputs["logits"], labels, ignore_index=-100)
+
+
+class Named(paddle.nn.Layer):
+    """A model whose outputs have names, and to which labels mean nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = language_model(seed=1, layers=1)
+
+    def forward(self, input_ids):
+        return {"logits": self.model(input_ids)[0]}
+
+
+def test_a_criterion_and_further_columns_change_nothing(tmp_path, teacher):
+    """Such as the logits of the labels, which a callback may want to see."""
+    endpoint = teacher.served.endpoint
+    common = {"train_dataset": Texts(), "data_collator": collate}
+    plain = Distilled(
+        model=language_model(seed=1, layers=1),
+        args=arguments(tmp_path, max_steps=1),
+        distillation=Distillation(endpoint, top_k=8, samples=4, weight=1),
+        **common,
+    )
+    plain.train()
+    feeds, options = ("input_ids", "labels"), {"targets": "labels"}
+    other = Distilled(
+        model=Named(),
+        criterion=Criterion(),
+        args=arguments(tmp_path, max_steps=1),
+        distillation=Distillation(
+            endpoint, top_k=8, samples=4, weight=1, feeds=feeds, options=options
+        ),
+        **common,
+    )
+    other.train()
+    assert plain.losses[0] == pytest.approx(other.losses[0], rel=1e-5)
 
 
 def test_its_errors_end_the_training(tmp_path):

@@ -62,7 +62,7 @@ def load_checkpoint(options: PredictorOptions) -> LanguagePredictor:
     with ThreadPoolExecutor(1) as pool, _linked(directory) as link:
         before = _identity(weights)
         fingerprint = pool.submit(_fingerprint, directory, weights)  # while they are loaded
-        layer = _load(auto_model, link, dtype, directory)
+        layer = _load(auto_model, link, dtype, directory, weights)
         extra = {"device": options.device, "precision": dtype}
         tokenizer = tokenizer_of(directory)
         if tokenizer:
@@ -77,7 +77,9 @@ def load_checkpoint(options: PredictorOptions) -> LanguagePredictor:
 
 
 def _find_weights(directory: Path) -> list[Path]:
-    """The files of weights. Raises ModelError if this is no checkpoint directory."""
+    """The files of weights. Raises ModelError if this is no checkpoint directory, or one of them
+    is no file.
+    """
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
@@ -89,6 +91,10 @@ def _find_weights(directory: Path) -> list[Path]:
             f"no checkpoint in {directory}: expected {_CONFIG} and weights (*.safetensors), as "
             f"save_pretrained writes them, but there is {there}"
         )
+    for path in weights:
+        if not path.is_file():
+            target = f", but a link to {os.readlink(path)}" if path.is_symlink() else ""
+            raise ModelError(f"{path} is no file of weights{target}")
     return weights
 
 
@@ -133,7 +139,7 @@ def _check_dtype(paddle: Any, dtype: str, device: str) -> None:
         ) from error
 
 
-def _load(auto_model: Any, link: str, dtype: str, directory: Path) -> Any:
+def _load(auto_model: Any, link: str, dtype: str, directory: Path, weights: list[Path]) -> Any:
     """The layer, in evaluation mode. Raises ModelError."""
     try:
         layer = auto_model.from_pretrained(link, dtype=dtype)
@@ -147,11 +153,33 @@ def _load(auto_model: Any, link: str, dtype: str, directory: Path) -> Any:
             f"{directory} holds a {type(layer).__name__}, which has no lm_head, or no config with "
             "vocab_size and hidden_size: it is no causal language model that can be hosted"
         )
+    _check_shapes(layer, directory, weights)
     layer.eval()
     # PaddleFormers leaves sliding windows out of some models' masks unless it is "eager".
     sliding = "sliding_attention" in (getattr(layer.config, "layer_types", None) or ())
     layer.config._attn_implementation = "eager" if sliding else "sdpa"
     return layer
+
+
+def _check_shapes(layer: Any, directory: Path, weights: list[Path]) -> None:
+    """Raises ModelError for parameters that are larger or smaller in the files, of which
+    PaddleFormers takes what fits and leaves the rest as it was drawn.
+    """
+    from safetensors import safe_open  # which PaddleFormers needs, too
+
+    shapes = {}
+    for path in weights:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), "np") as file:
+                names = file.keys()
+                shapes.update({name: file.get_slice(name).get_shape() for name in names})
+    for name, parameter in layer.state_dict().items():
+        own, saved = list(parameter.shape), list(shapes.get(name, parameter.shape))
+        if sorted(own) != sorted(saved):  # it may have been transposed
+            raise ModelError(
+                f"{directory} does not fit its {_CONFIG}, by which {name} has shape {own}: in the "
+                f"weights it has {saved}"
+            )
 
 
 def _first(outputs: Any) -> Any:

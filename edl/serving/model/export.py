@@ -96,7 +96,7 @@ def export_model(
             )
         layer, spec = with_labels(layer, asked, list(added)), [spec]
     with _replacing_model(Path(directory)) as (server, client):
-        with evaluating(layer), _program_format(paddle, pdmodel):
+        with evaluating(layer), _program_format(paddle, pdmodel), _forgetting_failures():
             hook = layer.register_forward_post_hook(_distinct_outputs(paddle, columns))
             try:
                 paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
@@ -202,6 +202,31 @@ def _program_format(paddle: Any, pdmodel: bool) -> contextlib.AbstractContextMan
     if pdmodel and hasattr(paddle, "pir_utils"):
         return paddle.pir_utils.OldIrGuard()
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _forgetting_failures() -> Iterator[None]:
+    """Let nothing be left of a program that cannot be made.
+
+    Paddle 3 notes a program's parameters, and what replaces its variables, under ``id(program)``,
+    and takes these notes away only when the program is complete. The next program at the same
+    address, whoever makes it, would have the layer's parameters that could not be exported.
+    """
+    try:
+        from paddle.jit.dy2static import parameter_recorder as recorder
+
+        recorders = recorder._global_parameter_recorder, recorder._global_inplace_map
+        notes = [recorders[0].params_dict, recorders[0].tensor2value, recorders[1].params_dict]
+    except (ImportError, AttributeError):  # another Paddle
+        notes = []
+    before = [set(each) for each in notes]
+    try:
+        yield
+    except BaseException:
+        for each, known in zip(notes, before):
+            for program in each.keys() - known:
+                del each[program]
+        raise
 
 
 def _describe(

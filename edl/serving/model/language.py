@@ -78,6 +78,7 @@ def has_head(layer: Any) -> bool:
 def halves(layer: Any) -> CausalLM:
     """The halves of a layer that ``has_head``."""
     config = layer.config
+    longest = getattr(config, "max_position_embeddings", None)
     base = getattr(layer, layer.base_model_prefix)
     softcap = getattr(config, "final_logit_softcapping", None)
 
@@ -102,7 +103,7 @@ def halves(layer: Any) -> CausalLM:
         classes=int(config.vocab_size),
         width=int(config.hidden_size),
         place=place_of(layer),
-        longest=getattr(config, "max_position_embeddings", None),
+        longest=longest if isinstance(longest, int) and longest > 0 else None,
     )
 
 

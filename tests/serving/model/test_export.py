@@ -2,8 +2,10 @@
 
 import dataclasses
 import filecmp
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,23 @@ def test_a_model_stays_whole_if_its_successor_cannot_be_exported(tmp_path):
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
     assert {path.name for path in tmp_path.iterdir()} == {"serving_server", "serving_client"}
+
+
+class Failing(paddle.nn.Linear):
+    def forward(self, x):
+        super().forward(x)
+        raise ValueError("no")
+
+
+def test_of_a_layer_that_cannot_be_exported_nothing_is_left_for_the_next_one(tmp_path):
+    """Paddle would keep its parameters, and give them to a program that has its address."""
+    net = Failing(3, 2)
+    weight = weakref.ref(net.weight)
+    with pytest.raises(ModelError, match="no"):
+        export_model(net, tmp_path, {"img": ((3,), "float32")}, ["prob"])
+    del net
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_model_is_replaced_by_any_other_and_what_else_is_there_stays(tmp_path):
