@@ -47,6 +47,7 @@ from edl.distill.state import (
     quantiles,
     rate,
 )
+from edl.distill.windows import Window
 from edl.errors import BatchRefused, ReaderError
 
 _KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
@@ -85,7 +86,8 @@ class Dispatch(Generic[Payload]):
         if not self._waiting:
             return True
         room = sum(
-            max(0, teacher.window - len(teacher.in_flight)) for teacher in self.teachers.values()
+            max(0, teacher.window.size - len(teacher.in_flight))
+            for teacher in self.teachers.values()
         )
         return len(self._waiting) <= room
 
@@ -239,7 +241,7 @@ class Dispatch(Generic[Payload]):
 
     def join(self, name: str, now: float) -> None:
         """A teacher is connected and can be sent tasks."""
-        self.teachers[name] = TeacherState(name, self.limits.min_window, last_heard=now)
+        self.teachers[name] = TeacherState(name, Window(self.limits.window), last_heard=now)
 
     def leave(self, name: str, reason: str, blame: bool) -> None:
         """A teacher's connection has ended: what was in flight there is first in line again.
@@ -279,6 +281,10 @@ class Dispatch(Generic[Payload]):
                 return None
             self._batches[task.batch].sent[task.id] = None
         teacher.in_flight[task.id] = now
+        in_flight = len(teacher.in_flight)
+        teacher.filled = not teacher.window.room(in_flight, now)
+        if teacher.window.is_quiet(in_flight):
+            teacher.quiet.add(task.id)
         task.sent_to[name] = now
         self.counters.tasks_sent += 1
         return task
@@ -355,7 +361,7 @@ class Dispatch(Generic[Payload]):
         if teacher is not None and task_id in teacher.in_flight:
             work = teacher.weights.get(task_id, rows)
             wanted = task_id not in teacher.unwanted
-            self._learn(teacher, teacher.in_flight[task_id], rows, work, now)
+            self._learn(teacher, task_id, rows, work, now)
             teacher.failures_in_a_row, teacher.unavailable = 0, ""
             self._release(teacher, task_id)
         task = self._tasks.pop(task_id, None)
@@ -458,6 +464,7 @@ class Dispatch(Generic[Payload]):
         del teacher.in_flight[task_id]
         teacher.weights.pop(task_id, None)
         teacher.unwanted.discard(task_id)
+        teacher.quiet.discard(task_id)
         task = self._tasks.get(task_id)
         if task is not None:
             task.sent_to.pop(teacher.name, None)
@@ -517,8 +524,9 @@ class Dispatch(Generic[Payload]):
         kind = "batch" if self.in_order else "request"
         return f"rows {task.start} to {task.stop} of {kind} {task.batch}"
 
-    def _learn(self, teacher: TeacherState, sent: float, rows: int, work: int, now: float) -> None:
+    def _learn(self, teacher: TeacherState, task_id: int, rows: int, work: int, now: float) -> None:
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
+        sent = teacher.in_flight[task_id]
         at_head = now - max(teacher.last_heard, sent)
         teacher.last_heard = now
         teacher.recent.append(AnswerRecord(now, now - sent, rows, work))
@@ -535,11 +543,15 @@ class Dispatch(Generic[Payload]):
             usual_work = teacher.usual_work or work
             teacher.usual_work = usual_work + (work - usual_work) / 8
         teacher.answered += 1
-        full = len(teacher.in_flight) >= teacher.window
-        if self.low and full and self._waiting:
-            teacher.window = min(self.limits.max_window, teacher.window + 1)
-        elif self.high:
-            teacher.window = max(self.limits.min_window, teacher.window - 1)
+        nbytes = self._bytes_of(task_id)
+        teacher.window.answered(now - sent, at_head, nbytes, task_id in teacher.quiet, now)
+        teacher.window.adapt(self.low, self.high, teacher.filled)
+
+    def _bytes_of(self, task_id: int) -> float:
+        """What is sent for a task; 0 if nobody waits for it now."""
+        task = self._tasks.get(task_id)
+        batch = self._batches.get(task.batch) if task else None
+        return (batch.nbytes - batch.answer_bytes) / len(batch.parts) if batch else 0.0
 
     def rates(self) -> dict[str, float]:
         """Work per second that each connected teacher delivers when it is kept busy."""
@@ -562,7 +574,7 @@ class Dispatch(Generic[Payload]):
                 "work_per_second": work_per_second,
                 "latency": quantiles(latencies),
                 "in_flight": len(teacher.in_flight),
-                "window": teacher.window,
+                "window": teacher.window.size,
             }
         level = "low" if self.low else "high" if self.high else "normal"
         buffer = {"batches": self.ready_batches, "bytes": self._ready_bytes, "level": level}

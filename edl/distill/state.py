@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Optional, TypeVar
 
 from edl._checks import check_positive
+from edl.distill.windows import Bounds, Window
 from edl.errors import ConfigError
 
 #: What the student gets for a batch, besides the teachers' outputs: whatever ``add`` was given.
@@ -25,16 +26,17 @@ class Limits:
 
     ``low_*``, ``high_*``: the volume is low when it is under both low thresholds (and not high),
     high when it reaches either high threshold. ``min_window``, ``max_window``: tasks in flight per
-    teacher. ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it has been
-    silent for ten times what it usually takes (for longer, if it has longer sequences than usual),
-    within these; no task waits longer than ``max_timeout`` for one teacher. ``hedge_factor``: a
-    task that holds up the student for this many times the usual latency (and ``hedge_min`` seconds)
-    goes to a second teacher too. ``hedge_share``: such duplicates are at most this share of all
-    tasks. ``max_attempts``: a task whose teachers were lost this often is given up;
-    ``max_failures``: one that teachers answered with an error of theirs this often, each asked
-    again only when all have failed. ``refusal_patience``: seconds that a task which every connected
-    teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches held,
-    those in flight included. Raises ConfigError for values that cannot work.
+    teacher; within these, and ``window_bytes`` of tasks (or ``min_window``, if those are more), as
+    many as keep it busy. ``min_timeout``, ``max_timeout``: seconds; a teacher is given up when it
+    has been silent for ten times what it usually takes (for longer, if it has longer sequences than
+    usual), within these; no task waits longer than ``max_timeout`` for one teacher.
+    ``hedge_factor``: a task that holds up the student for this many times the usual latency (and
+    ``hedge_min`` seconds) goes to a second teacher too. ``hedge_share``: such duplicates are at
+    most this share of all tasks. ``max_attempts``: a task whose teachers were lost this often is
+    given up; ``max_failures``: one that teachers answered with an error of theirs this often, each
+    asked again only when all have failed. ``refusal_patience``: seconds that a task which every
+    connected teacher refuses waits for a teacher of another opinion. ``max_bytes``: of all batches
+    held, those in flight included. Raises ConfigError for values that cannot work.
     """
 
     low_batches: int = 4
@@ -42,7 +44,8 @@ class Limits:
     low_bytes: int = 64 << 20
     high_bytes: int = 512 << 20
     min_window: int = 2
-    max_window: int = 8
+    max_window: int = 32
+    window_bytes: int = 64 << 20
     min_timeout: float = 2.0
     max_timeout: float = 60.0
     hedge_factor: float = 4.0
@@ -69,6 +72,11 @@ class Limits:
                 raise ConfigError(f"Limits.{name} must be at least 1")
         if not self.max_timeout:
             raise ConfigError("Limits.max_timeout must be above 0: no teacher answers in no time")
+
+    @property
+    def window(self) -> Bounds:
+        """Of what is in flight at one teacher."""
+        return Bounds(self.min_window, self.max_window, self.window_bytes)
 
 
 @dataclass
@@ -139,8 +147,10 @@ class TeacherState:
     """
 
     name: str
-    window: int
+    window: Window
     in_flight: dict[int, float] = field(default_factory=dict)  # task id, when it was sent
+    quiet: set[int] = field(default_factory=set)  # those in flight that were sent before few others
+    filled: bool = False  # whether the task that was sent last has filled the window
     unwanted: set[int] = field(default_factory=set)  # those in flight that nobody waits for now
     last_heard: float = 0.0
     usual: float = 0.0
@@ -157,7 +167,7 @@ class TeacherState:
 
     def has_room(self, now: float) -> bool:
         """Whether it may be sent a task."""
-        free = len(self.in_flight) < self.window
+        free = self.window.room(len(self.in_flight), now) > 0
         return free and now >= self.suspended_until and not self.retiring
 
     def silence_limit(self, limits: Limits) -> float:

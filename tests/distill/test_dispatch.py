@@ -366,16 +366,16 @@ def test_the_window_grows_while_the_volume_is_low_and_shrinks_when_it_is_high():
         answer(dispatch, "a", last, 0.1)
         while dispatch.take():
             pass
-    assert teacher.window > 1
-    assert teacher.window <= 4
+    assert teacher.window.size > 1
+    assert teacher.window.size <= 4
     while not dispatch.high:
         add(dispatch, "x")
         for task_id in list(teacher.in_flight)[::-1]:
             dispatch.answered("a", task_id, None, 0, 0.2)
         dispatch.next_task("a", 0.2)
-    before = teacher.window
+    before = teacher.window.size
     answer(dispatch, "a", dispatch._tasks[next(iter(teacher.in_flight))], 0.3)
-    assert teacher.window <= max(1, before)
+    assert teacher.window.size <= max(1, before)
 
 
 def test_leaving_an_epoch_forgets_its_batches_and_ignores_their_answers():

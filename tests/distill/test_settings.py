@@ -26,7 +26,7 @@ def test_a_limit_that_is_no_number_is_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("limits", "complaint"),
     [
-        ({"min_window": 9}, "min_window.*above max_window"),
+        ({"min_window": 33}, "min_window.*above max_window"),
         ({"min_timeout": 61.0}, "min_timeout.*above max_timeout"),
         ({"min_timeout": 0, "max_timeout": 0}, "max_timeout must be above 0"),
         ({"high_batches": 0}, "high_batches must be at least 1"),

@@ -85,13 +85,23 @@ class Batcher(Generic[T]):
         return self._queued[client] * clients >= self._max_queued
 
     def add(
-        self, item: T, rows: int, key: Hashable, client: Hashable, now: float, length: int = 0
+        self,
+        item: T,
+        rows: int,
+        key: Hashable,
+        client: Hashable,
+        now: float,
+        length: int = 0,
+        again: bool = False,
     ) -> None:
         """Append a request of ``rows`` rows, each of ``length`` tokens where they are sequences.
-        ``key`` says what it can be batched with.
+        ``key`` says what it can be batched with. ``again``: it had been taken, in vain: its turn
+        has come already, and its client has paid for it.
         """
-        start = max(self._virtual_time, self._finish.get(client, 0.0))
-        self._finish[client] = start + rows * max(1, length)
+        start = self._virtual_time
+        if not again:
+            start = max(start, self._finish.get(client, 0.0))
+            self._finish[client] = start + rows * max(1, length)
         self._queued[client] += 1
         self._length += 1
         waiting = Waiting(start, next(self._numbers), item, rows, client, now, length)
@@ -101,15 +111,18 @@ class Batcher(Generic[T]):
         """When the next batch is complete: a time in the past if it is already; None if empty."""
         return min(map(self._due, self._groups.values()), default=None)
 
-    def take(self, now: float) -> list[T]:
+    def take(self, now: float, ahead: bool = False) -> list[T]:
         """Remove and return the batch that is next, the first request first. Empty if none is due:
-        neither full nor as old as ``max_wait``.
+        neither full nor as old as ``max_wait``. ``ahead``: it is not computed at once; empty
+        unless it is full, and nothing that comes meanwhile could join it.
         """
         due = [key for key, group in self._groups.items() if self._due(group) <= now]
         if not due:
             return []
         key = min(due, key=lambda key: self._groups[key][0])
         group = self._groups[key]
+        if ahead and not self._is_full(group):
+            return []
         self._virtual_time = group[0].start
         batch: list[T] = []
         rows = length = 0
@@ -138,9 +151,13 @@ class Batcher(Generic[T]):
         return oldest if full else oldest + self._max_wait
 
     def _is_full(self, group: list[Waiting[T]]) -> bool:
-        rows = sum(waiting.rows for waiting in group)
-        longest = max(waiting.length for waiting in group)
-        return not self._fits(rows + 1, longest)
+        rows = longest = 0
+        for waiting in group:
+            rows += waiting.rows
+            longest = max(longest, waiting.length)
+            if not self._fits(rows + 1, longest):
+                return True
+        return False
 
     def _fits(self, rows: int, *lengths: int) -> bool:
         """Whether so many rows, filled up to the longest, are within the limits of a batch."""

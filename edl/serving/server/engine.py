@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
@@ -27,7 +29,7 @@ from edl.serving.wire.messages import Request
 from edl.serving.wire.tensor import as_text_array
 from edl.serving.worker import control
 from edl.serving.worker.child import WorkerDied
-from edl.serving.worker.handles import Result, Worker, WorkerError
+from edl.serving.worker.handles import BatchOutcome, Result, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,8 @@ Outcome = Union[Outputs, Refusal]
 @dataclass
 class Job:
     """One accepted request. ``blocks`` of the input arena are the engine's to free. ``suspect``:
-    it was in a batch that killed a worker, so it is computed alone from now on. ``length``: tokens
-    of a row; 0 where rows are no sequences.
+    it was in a batch that failed or killed a worker, so it is computed alone from now on.
+    ``length``: tokens of a row; 0 where rows are no sequences.
     """
 
     client: Guest
@@ -72,6 +74,17 @@ class Job:
     refs: dict[str, list[Any]] = field(default_factory=dict)
     suspect: bool = False
     length: int = 0
+
+
+@dataclass(eq=False)
+class Batch:
+    """Requests that a worker computes together, first in line there ``since`` then. ``work``: rows
+    or tokens, whichever is counted.
+    """
+
+    jobs: list[Job]
+    work: int
+    since: float
 
 
 class Engine:
@@ -95,12 +108,11 @@ class Engine:
         self._base = control.address(np.frombuffer(memory.view(0, 1), np.uint8))
         self._workers = list(workers)
         self._ready: set[Worker] = set()
-        self._idle: list[Worker] = []
         self._batcher = batcher
         self._metrics = metrics
         self._load_timeout = load_timeout
         self._run_timeout = run_timeout
-        self._running: dict[Worker, float] = {}
+        self._running: dict[Worker, deque[Batch]] = {}  # of those at work, in their order
         self._broken = ""
         self._rate = Rate()
         self._timer: Optional[asyncio.TimerHandle] = None
@@ -137,14 +149,13 @@ class Engine:
         first = descriptions[0]
         self.description = replace(first, extra={**first.extra, labels.DESCRIBED: labels.VERSION})
         self._ready.update(self._workers)
-        self._idle.extend(self._workers)
         self.loaded = True
         self._spawn(self._watch())
 
     async def stop(self) -> None:
         """End the workers at once; what they compute is not answered."""
         self._ready.clear()
-        self._idle.clear()
+        self._running.clear()
         if self._timer:
             self._timer.cancel()
         for task in list(self._tasks):
@@ -201,10 +212,10 @@ class Engine:
         job.key = batch_key(own, fetches, self.description.feeds)
         return None
 
-    def _enqueue(self, job: Job) -> None:
+    def _enqueue(self, job: Job, again: bool = False) -> None:
         key = id(job) if job.suspect else job.key
         now = asyncio.get_running_loop().time()
-        self._batcher.add(job, job.rows, key, job.client, now, job.length)
+        self._batcher.add(job, job.rows, key, job.client, now, job.length, again)
 
     def _place(self, job: Job, name: str, array: np.ndarray) -> np.ndarray:
         """A feed as it lies in the input arena; one that does not lie there is copied there."""
@@ -244,20 +255,35 @@ class Engine:
     # --- batches ----------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Give idle workers what is due. The only place that decides this."""
+        """Give workers what is due. The only place that decides this.
+
+        One that computes is given the next batch already if that is full. What is not full is kept
+        while it cannot be computed: others may join it.
+        """
         loop = asyncio.get_running_loop()
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        while self._idle:
+        while (worker := self._with_room()) is not None:
             due = self._batcher.due()
             if due is None:
                 return
-            now = loop.time()
+            now, idle = loop.time(), worker not in self._running
             if due > now:
-                self._timer = loop.call_at(due, self._dispatch)
+                self._timer = loop.call_at(due, self._dispatch) if idle else None
                 return
-            self._spawn(self._compute(self._idle.pop(), self._batcher.take(now)))
+            jobs = self._batcher.take(now, ahead=not idle)
+            if not jobs:
+                return
+            self._compute(worker, jobs, now)
+
+    def _with_room(self) -> Optional[Worker]:
+        """The worker that has least to do, if it can be given a batch."""
+        worker = min(self._ready, key=self._batches_at, default=None)
+        return None if worker is None or self._batches_at(worker) > 1 else worker
+
+    def _batches_at(self, worker: Worker) -> int:
+        return len(self._running.get(worker, ()))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -269,90 +295,90 @@ class Engine:
         if not task.cancelled() and task.exception() is not None:
             logger.error("the engine's work ended with an error", exc_info=task.exception())
 
-    async def _compute(self, worker: Worker, jobs: list[Job]) -> None:
-        """Run a batch on a worker that was idle, and return the worker."""
-        started = asyncio.get_running_loop().time()
+    def _compute(self, worker: Worker, jobs: list[Job], now: float) -> None:
+        """Give a worker a batch."""
         rows = sum(job.rows for job in jobs)
         tokens = sum(job.rows * job.length for job in jobs)
         self._metrics.rows.inc(rows)
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_rows.observe(rows)
         for job in jobs:
-            self._metrics.queue_seconds.observe(started - job.since)
+            self._metrics.queue_seconds.observe(now - job.since)
+        batch = Batch(jobs, tokens or rows, now)
+        self._running.setdefault(worker, deque()).append(batch)
+        on_done = partial(self._computed, worker, batch)
         try:
-            result = await self._run(worker, jobs)
-        except WorkerError as error:
-            await self._compute_each(worker, jobs, error)
-        except WorkerDied as error:
-            self._bury(worker, jobs, error)
-            return
-        else:
-            took = asyncio.get_running_loop().time() - started
-            self._metrics.compute_seconds.observe(took)
-            self._rate.observe(tokens or rows, took)
-            self._answer(worker, jobs, result)
-        if worker in self._ready:
-            self._idle.append(worker)
-            self._dispatch()
+            worker.run([job.refs for job in jobs], [job.fetches for job in jobs], on_done)
+        except Exception as error:  # nobody knows what state it is in
+            logger.exception("talking to a worker failed")
+            died = WorkerDied(f"talking to the worker failed: {_said(error)}")
+            asyncio.get_running_loop().call_soon(on_done, died)
 
-    async def _compute_each(self, worker: Worker, jobs: list[Job], error: WorkerError) -> None:
+    def _computed(self, worker: Worker, batch: Batch, outcome: BatchOutcome) -> None:
+        """What has become of a batch."""
+        running = self._running.get(worker)
+        if (
+            running is None or batch not in running
+        ):  # its worker was lost before it, or the engine has stopped
+            return
+        now = asyncio.get_running_loop().time()
+        if isinstance(outcome, WorkerDied):
+            del self._running[worker]
+            self._bury(worker, list(running), outcome)
+        else:
+            assert batch is running[0], "a worker answers in order"
+            running.popleft()
+            if running:
+                running[0].since = now
+            else:
+                del self._running[worker]
+            if isinstance(outcome, WorkerError):
+                self._compute_each(batch.jobs, outcome)
+            else:
+                self._metrics.compute_seconds.observe(now - batch.since)
+                self._rate.observe(batch.work, now - batch.since)
+                self._answer(worker, batch.jobs, outcome)
+        self._dispatch()
+
+    def _compute_each(self, jobs: list[Job], error: WorkerError) -> None:
         """After a batch has failed: each of its requests alone, so that one that is at fault harms
         no other.
         """
         if len(jobs) == 1:
             self._finish(jobs[0], _failure(error))
             return
-        for index, job in enumerate(jobs):
-            try:
-                result = await self._run(worker, [job])
-            except WorkerError as failure:
-                self._finish(job, _failure(failure))
-            except WorkerDied as failure:
-                for unharmed in jobs[index + 1 :]:
-                    self._enqueue(unharmed)
-                self._bury(worker, [job], failure)
-                return
-            else:
-                self._answer(worker, [job], result)
-
-    async def _run(self, worker: Worker, jobs: list[Job]) -> Result:
-        """One batch on one worker. Raises WorkerError or WorkerDied."""
-        self._running[worker] = asyncio.get_running_loop().time()
-        try:
-            return await worker.run([job.refs for job in jobs], [job.fetches for job in jobs])
-        except (WorkerError, WorkerDied):
-            raise
-        except Exception as error:  # nobody knows what state it is in
-            logger.exception("talking to a worker failed")
-            raise WorkerDied(f"talking to the worker failed: {_said(error)}") from error
-        finally:
-            del self._running[worker]
+        for job in jobs:
+            job.suspect = True
+            self._enqueue(job, again=True)
 
     async def _watch(self) -> None:
         """Say which batches take long, and kill workers whose batch takes too long."""
         while True:
             await asyncio.sleep(min(_WATCH_EVERY, self._run_timeout / 2))
             now = asyncio.get_running_loop().time()
-            for worker, since in self._running.items():
+            for worker, batches in list(self._running.items()):
+                since = batches[0].since
                 if now - since > self._run_timeout:
                     worker.kill(f"the worker took more than {self._run_timeout:g} s")
                 elif now - since > 2 * _WATCH_EVERY:
                     logger.warning("worker %s has computed for %.0f s", worker.pid, now - since)
 
-    def _bury(self, worker: Worker, jobs: list[Job], error: WorkerDied) -> None:
-        """A worker has died of these requests: a single one is refused, several are tried again
-        alone, once, to find the one that does it.
+    def _bury(self, worker: Worker, batches: list[Batch], error: WorkerDied) -> None:
+        """A worker has died of the first batch that it had: a single request is refused, several
+        are tried again alone, once, to find the one that does it. The others go elsewhere.
         """
+        jobs = batches[0].jobs
         logger.error("%s while computing %d requests", error, len(jobs))
         self._ready.discard(worker)
         self._spawn(self._restart(worker))
+        for job in (job for batch in batches[1:] for job in batch.jobs):
+            self._enqueue(job, again=True)
         if len(jobs) == 1:
             self._refuse_all(jobs, f"{error} while computing this request")
-        else:
-            for job in jobs:
-                job.suspect = True
-                self._enqueue(job)
-        self._dispatch()
+            return
+        for job in jobs:
+            job.suspect = True
+            self._enqueue(job, again=True)
 
     def _answer(self, worker: Worker, jobs: list[Job], result: Result) -> None:
         """Hand the outputs out."""
@@ -384,7 +410,6 @@ class Engine:
             logger.warning("a worker has been restarted (pid %s)", worker.pid)
             self._metrics.worker_restarts.inc()
             self._ready.add(worker)
-            self._idle.append(worker)
             self._dispatch()
             return
 

@@ -1,8 +1,10 @@
 """Bytes in and out of a non-blocking socket under asyncio, without copying them.
 
 asyncio's own streams collect received bytes in a buffer of theirs and join what is written; here
-bytes are received where they are wanted (shared memory) and sent from where they lie. Who waits
-for bytes holds no memory for them. Every read and write has a limit of time (see ``gate.Pace``).
+bytes are received where they are wanted (shared memory) and sent from where they lie, except for
+small messages: several of them are received in one system call, and what is sent in one turn of the
+loop is sent in one. Who waits for bytes holds no memory for them. Every read and write has a limit
+of time (see ``gate.Pace``).
 """
 
 from __future__ import annotations
@@ -11,15 +13,19 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Callable, Optional, Union
 
 from edl.serving.server.gate import MIN_RATE, Pace
-from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent
+from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent, size_of
 
 OnSent = Callable[[Optional[OSError]], None]
 
 #: Reads without a pause after which others get their turn on the loop.
 _READS_IN_A_ROW = 64
+
+#: Where less is wanted, as much is received, if it is there: a copy costs less than a system call.
+_READ_AHEAD = 16 << 10
 
 #: What is thrown away of a peer that goes on sending after its last answer.
 _LINGER_BYTES = 1 << 20
@@ -41,8 +47,10 @@ class Stream:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._patience = patience
-        self._unread = b""
+        self._unread = memoryview(b"")
         self._reads = 0
+        self._reader: Optional[asyncio.Future] = None  # who waits for bytes
+        self._watched = False  # whether the loop looks for bytes
         self._unsent: deque[tuple[list[memoryview], OnSent]] = deque()
         self._sending: Optional[Pace] = None  # while the peer takes less than there is
         self._stall: Optional[asyncio.TimerHandle] = None
@@ -70,16 +78,7 @@ class Stream:
 
     def read_now(self, view: memoryview) -> int:
         """Receive into ``view`` what is there already, at most; how many bytes. Raises OSError."""
-        if self._unread or not len(view):
-            return 0
-        try:
-            received = self._socket.recv_into(view)
-        except BlockingIOError:
-            return 0
-        if not received:
-            raise EOFError(f"{self.peer} closed the connection")
-        self._reads += 1
-        return received
+        return self._try_receive(view) or 0 if len(view) else 0
 
     async def read_part(self, view: memoryview, pace: Pace) -> int:
         """Receive at least one byte into ``view``, as ``read_into`` does all of it. How many."""
@@ -92,7 +91,7 @@ class Stream:
         of the loop's clock.
         """
         if self._unread:
-            data, self._unread = self._unread[:size], self._unread[size:]
+            data, self._unread = bytes(self._unread[:size]), self._unread[size:]
             return data
         while True:
             try:
@@ -107,25 +106,35 @@ class Stream:
 
     def unread(self, data: Union[bytes, bytearray]) -> None:
         """Put bytes back, to be read again."""
-        self._unread = bytes(data) + self._unread
+        self._unread = memoryview(bytes(data) + self._unread)
 
     async def _receive_into(self, view: memoryview, deadline: float) -> int:
-        if self._unread:
-            size = min(len(view), len(self._unread))
-            view[:size], self._unread = self._unread[:size], self._unread[size:]
-            return size
-        while True:
+        while (received := self._try_receive(view)) is None:
+            await self._readable(deadline)
+        if self._reads >= _READS_IN_A_ROW:
+            await self._let_others()
+        return received
+
+    def _try_receive(self, view: memoryview) -> Optional[int]:
+        """Receive into ``view`` what is there, at least a byte; None if nothing is."""
+        if not self._unread:
             try:
-                received = self._socket.recv_into(view)
+                if len(view) >= _READ_AHEAD:
+                    received = self._socket.recv_into(view)
+                else:
+                    self._unread = memoryview(self._socket.recv(_READ_AHEAD))
+                    received = len(self._unread)
             except BlockingIOError:
-                await self._readable(deadline)
-            else:
-                if not received:
-                    raise EOFError(f"{self.peer} closed the connection")
+                return None
+            if not received:
+                raise EOFError(f"{self.peer} closed the connection")
+            if not self._unread:
                 self._reads += 1
-                if self._reads >= _READS_IN_A_ROW:
-                    await self._let_others()
                 return received
+        self._reads += 1
+        size = min(len(view), len(self._unread))
+        view[:size], self._unread = self._unread[:size], self._unread[size:]
+        return size
 
     async def _let_others(self) -> None:
         """Whose bytes are always there already would otherwise keep the loop."""
@@ -134,8 +143,10 @@ class Stream:
 
     async def _readable(self, deadline: float) -> None:
         self._reads = 0
-        ready = self._loop.create_future()
-        self._loop.add_reader(self._socket, _set, ready, True)
+        ready = self._reader = self._loop.create_future()
+        if not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._socket, self._on_readable)
         limit = self._loop.call_at(deadline, _set, ready, False)
         try:
             if not await ready:
@@ -145,21 +156,29 @@ class Stream:
                 )
         finally:
             limit.cancel()
-            if self._socket.fileno() >= 0:
-                self._loop.remove_reader(self._socket)
+            self._reader = None
+
+    def _on_readable(self) -> None:
+        """The loop goes on looking while somebody waits again soon, as between small messages."""
+        if self._reader is None:
+            self._watched = False
+            self._loop.remove_reader(self._socket)
+        else:
+            _set(self._reader, True)
 
     # --- sending ----------------------------------------------------------------------------
 
     def send(self, buffers: Sequence[Buffer], done: OnSent) -> None:
-        """Send all of ``buffers``, after what was to be sent before. ``done`` is called once, with
-        None or with the error that ended the connection, perhaps before this returns.
+        """Send all of ``buffers``, after what was to be sent before, in the loop's next turn: with
+        whatever else is to be sent by then. ``done`` is called once, with None or with the error
+        that ended the connection, perhaps before this returns.
         """
         if self.closed or self._ended:
             done(OSError(f"the connection to {self.peer} is closed"))
             return
         self._unsent.append(([memoryview(buffer) for buffer in buffers if len(buffer)], done))
         if len(self._unsent) == 1:
-            self._flush()
+            self._loop.call_soon(self._flush)
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """The same, and wait for it. Raises OSError."""
@@ -171,23 +190,31 @@ class Stream:
 
     def _flush(self) -> None:
         """Send what can be sent now; the loop calls again when there is room for the rest."""
+        try:
+            while self._unsent:
+                waiting = chain.from_iterable(buffers for buffers, _ in self._unsent)
+                sent = self._socket.sendmsg(list(islice(waiting, IOV_MAX)))
+                if self._sending is not None:
+                    self._sending.moved(sent, self._loop.time())
+                self._drop_sent(sent)
+        except BlockingIOError:
+            self._wait_to_send()
+        except OSError as error:
+            self.abort(error)
+        else:
+            self._all_sent()
+
+    def _drop_sent(self, size: int) -> None:
+        """So many bytes are sent: say so to those whose bytes that were."""
         while self._unsent:
-            pending, done = self._unsent[0]
-            try:
-                while pending:
-                    sent = self._socket.sendmsg(pending[:IOV_MAX])
-                    drop_sent(pending, sent)
-                    if self._sending is not None:
-                        self._sending.moved(sent, self._loop.time())
-            except BlockingIOError:
-                self._wait_to_send()
-                return
-            except OSError as error:
-                self.abort(error)
+            buffers, done = self._unsent[0]
+            left = size - size_of(buffers)
+            if left < 0:
+                drop_sent(buffers, size)
                 return
             self._unsent.popleft()
             done(None)
-        self._all_sent()
+            size = left
 
     def _wait_to_send(self) -> None:
         if self._sending is None:
@@ -224,6 +251,7 @@ class Stream:
         """Tell the peer that nothing more will be sent. What it still sends is read, since closing
         with unread bytes would destroy answers on their way; it gets no answer.
         """
+        self._flush()
         self._ended = True
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -253,6 +281,7 @@ class Stream:
             return
         self.closed = True
         self._all_sent()
+        self._unread = memoryview(b"")
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import NamedTuple, Union
 
 from edl.errors import WireError
 from edl.serving.wire import protobuf as pb
@@ -29,11 +28,13 @@ MAX_META_SIZE = 1 << 16
 ENOSERVICE, ENOMETHOD, EREQUEST, ERPCAUTH = 1001, 1002, 1003, 1004
 EINTERNAL, ELOGOFF, ELIMIT = 2001, 2003, 2004
 
+#: Bytes of a meta's first part beyond which it is not remembered; it is mostly the same.
+_LONGEST_HEAD = 256
+
 _REQUEST, _RESPONSE, _COMPRESS_TYPE, _CORRELATION_ID, _ATTACHMENT_SIZE, _AUTH = 1, 2, 3, 4, 5, 7
 
 
-@dataclass(frozen=True)
-class RequestMeta:
+class RequestMeta(NamedTuple):
     """RpcMeta of a request. ``authentication`` is the credential field, empty when unused."""
 
     service: str
@@ -45,8 +46,7 @@ class RequestMeta:
     authentication: bytes = b""
 
 
-@dataclass(frozen=True)
-class ResponseMeta:
+class ResponseMeta(NamedTuple):
     """RpcMeta of a response. ``error_code`` is 0 when the payload is a good answer."""
 
     correlation_id: int
@@ -72,10 +72,7 @@ def _encode_meta(meta: Meta) -> bytes:
     if isinstance(meta, RequestMeta):
         head = _request_head(meta.service, meta.method, meta.log_id)
     else:
-        inner = pb.integer(1, meta.error_code)
-        if meta.error_text:
-            inner += pb.text(2, meta.error_text)
-        head = pb.blob(_RESPONSE, inner)
+        head = _response_head(meta.error_code, meta.error_text)
     head += pb.integer(_COMPRESS_TYPE, meta.compress_type)
     head += pb.integer(_CORRELATION_ID, meta.correlation_id)
     if meta.attachment_size:
@@ -89,6 +86,14 @@ def _encode_meta(meta: Meta) -> bytes:
 def _request_head(service: str, method: str, log_id: int) -> bytes:
     inner = pb.text(1, service) + pb.text(2, method) + pb.integer(3, log_id)
     return pb.blob(_REQUEST, inner)
+
+
+@functools.lru_cache(maxsize=64)
+def _response_head(error_code: int, error_text: str) -> bytes:
+    inner = pb.integer(1, error_code)
+    if error_text:
+        inner += pb.text(2, error_text)
+    return pb.blob(_RESPONSE, inner)
 
 
 def parse_header(
@@ -121,26 +126,50 @@ def parse_body(body: memoryview, meta_size: int) -> tuple[Meta, memoryview]:
 def parse_meta(message: memoryview) -> Meta:
     """RpcMeta. Raises WireError if it is neither a request's nor a response's."""
     meta: Union[RequestMeta, ResponseMeta, None] = None
-    common: dict[str, Any] = {"correlation_id": 0, "compress_type": 0, "attachment_size": 0}
+    correlation_id = compress_type = attachment_size = 0
     authentication = b""
     for number, _, value in pb.fields(message):
         if number == _REQUEST:
-            meta = _decode_request_meta(pb.as_bytes(number, value))
+            meta = _request_meta(pb.as_bytes(number, value))
         elif number == _RESPONSE:
-            meta = _decode_response_meta(pb.as_bytes(number, value))
+            meta = _response_meta(pb.as_bytes(number, value))
         elif number == _COMPRESS_TYPE:
-            common["compress_type"] = pb.as_signed32(pb.as_int(number, value))
+            compress_type = pb.as_signed32(pb.as_int(number, value))
         elif number == _CORRELATION_ID:
-            common["correlation_id"] = _signed64(pb.as_int(number, value))
+            correlation_id = _signed64(pb.as_int(number, value))
         elif number == _ATTACHMENT_SIZE:
-            common["attachment_size"] = pb.as_signed32(pb.as_int(number, value))
+            attachment_size = pb.as_signed32(pb.as_int(number, value))
         elif number == _AUTH:
             authentication = bytes(pb.as_bytes(number, value))
     if meta is None:
         raise WireError("frame is neither a request nor a response")
+    common = (compress_type, attachment_size)
     if isinstance(meta, RequestMeta):
-        return replace(meta, authentication=authentication, **common)
-    return ResponseMeta(error_code=meta.error_code, error_text=meta.error_text, **common)
+        said = (meta.service, meta.method, correlation_id, meta.log_id)
+        return RequestMeta(*said, *common, authentication)
+    return ResponseMeta(correlation_id, meta.error_code, meta.error_text, *common)
+
+
+def _request_meta(message: memoryview) -> RequestMeta:
+    if len(message) > _LONGEST_HEAD:
+        return _decode_request_meta(message)
+    return _known_request_meta(bytes(message))
+
+
+def _response_meta(message: memoryview) -> ResponseMeta:
+    if len(message) > _LONGEST_HEAD:
+        return _decode_response_meta(message)
+    return _known_response_meta(bytes(message))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_request_meta(message: bytes) -> RequestMeta:
+    return _decode_request_meta(memoryview(message))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_response_meta(message: bytes) -> ResponseMeta:
+    return _decode_response_meta(memoryview(message))
 
 
 def _decode_request_meta(message: memoryview) -> RequestMeta:

@@ -89,16 +89,16 @@ def fields(message: memoryview, limit: int = MAX_FIELDS) -> Iterator[tuple[int, 
         limit -= 1
         if limit < 0:
             raise WireError("message has too many fields")
-        key, at = decode_varint(message, at)
+        key, at = (message[at], at + 1) if message[at] < 0x80 else decode_varint(message, at)
         number, wire_type = key >> 3, key & 7
         if not 1 <= number < 1 << 29:
             raise WireError(f"field number {number} is out of range")
-        if wire_type == VARINT:
+        if wire_type == LENGTH:
+            size, at = decode_varint(message, at)
+        elif wire_type == VARINT:
             value, at = decode_varint(message, at)
             yield number, wire_type, value
             continue
-        if wire_type == LENGTH:
-            size, at = decode_varint(message, at)
         elif wire_type == FIXED32:
             size = 4
         elif wire_type == FIXED64:

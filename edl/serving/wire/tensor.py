@@ -28,7 +28,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -87,6 +87,12 @@ _UNPACKED = {
     _BOOL_DATA: pb.VARINT,
 }
 
+#: Fields that hold data, packed.
+_PACKED = frozenset((*_UNPACKED, _CONTENT))
+
+#: Bytes of what follows the data, beyond which it is not remembered.
+_LONGEST_TRAILER = 256
+
 
 class TooMuchEffort(Exception):
     """Decoding a message would take more than it may; nothing is wrong with it so far."""
@@ -136,7 +142,7 @@ def elem_type_of(dtype: np.dtype) -> int:
 
 def size_of(buffers: Iterable[Buffer]) -> int:
     """Total bytes of an encoded message."""
-    return sum(len(buffer) for buffer in buffers)
+    return sum(map(len, buffers))
 
 
 def drop_sent(pending: list[memoryview], sent: int) -> None:
@@ -202,6 +208,20 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
     Raises WireError if anything is malformed or the shape does not match the data, TooMuchEffort
     if decoding takes more than ``effort``.
     """
+    found = _in_one_piece(message)
+    if found is not None:
+        number, octets, said = found
+        if effort is not None:
+            effort.left -= said.effort + (len(octets) if number in _CONVERTED else 0)
+            if effort.left < 0:
+                raise TooMuchEffort
+        shape = list(said.shape)
+        return _named(said.name, said.alias, said.elem_type, shape, {number: [octets]}, [])
+    return _decode_fields(message, effort)
+
+
+def _decode_fields(message: memoryview, effort: Optional[Effort]) -> NamedTensor:
+    """The same for fields in any order and number."""
     elem_type, name, alias = INT64, "", ""
     shape: list[int] = []
     data: dict[int, list[memoryview]] = {}
@@ -229,11 +249,70 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
             alias = pb.as_text(number, value)
     if effort is not None:
         effort.left = _left_after_joining(int(left), data)
+    return _named(name, alias, elem_type, shape, data, strings)
+
+
+def _named(
+    name: str,
+    alias: str,
+    elem_type: int,
+    shape: list[int],
+    data: dict[int, list[memoryview]],
+    strings: list[str],
+) -> NamedTensor:
     try:
         array = _assemble(elem_type, shape, data, strings)
     except WireError as error:
         raise WireError(f"tensor {alias or name!r}: {error}") from None
     return NamedTensor(name, alias or name, array)
+
+
+class _Trailer(NamedTuple):
+    """What is said of a tensor behind its data, and what it takes to decode that."""
+
+    elem_type: int
+    shape: tuple[int, ...]
+    name: str
+    alias: str
+    effort: int
+
+
+def _in_one_piece(message: memoryview) -> Optional[tuple[int, memoryview, _Trailer]]:
+    """The data's field, the data, and the rest, if a message begins with all of its data, as those
+    made here do; None for any other, and for a malformed one.
+    """
+    if not len(message) or message[0] & 7 != pb.LENGTH or message[0] >> 3 not in _PACKED:
+        return None
+    size, start = pb.decode_varint(message, 1)
+    rest = message[start + size :]
+    said = _parse_trailer(bytes(rest)) if 0 < len(rest) <= _LONGEST_TRAILER else None
+    return None if said is None else (message[0] >> 3, message[start : start + size], said)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_trailer(trailer: bytes) -> Optional[_Trailer]:
+    """The inverse of ``_trailer``, which is the same for one batch after the other; None for what
+    holds data, too, and for what is malformed.
+    """
+    elem_type, name, alias = INT64, "", ""
+    shape: list[int] = []
+    effort = _FIELD
+    try:
+        for number, _, value in pb.fields(memoryview(trailer)):
+            effort += _FIELD
+            if number in _PACKED or number == _STRING_DATA:
+                return None
+            if number == _ELEM_TYPE:
+                elem_type = pb.as_int(number, value)
+            elif number == _SHAPE:
+                shape.extend(_decode_shape(value, room=MAX_DIMENSIONS - len(shape)))
+            elif number == _NAME:
+                name = pb.as_text(number, value)
+            elif number == _ALIAS_NAME:
+                alias = pb.as_text(number, value)
+    except WireError:
+        return None
+    return _Trailer(elem_type, tuple(shape), name, alias, effort)
 
 
 def _left_after_joining(left: int, data: dict[int, list[memoryview]]) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable, Optional, Union
 
 from edl.errors import EdlError
-from edl.serving.worker import control
+from edl.serving.worker.channel import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -26,52 +26,71 @@ class WorkerDied(EdlError):
     """The worker process ended while it was needed."""
 
 
+Heard = Callable[[dict[str, Any]], None]
+OnAnswer = Callable[[Union[dict[str, Any], WorkerDied]], None]
+
+
 class Child:
     """``python -m MODULE CONTROL_FD FDS...``, which ends when its control socket closes."""
 
     def __init__(
-        self,
-        process: subprocess.Popen,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        self, process: subprocess.Popen, sock: socket.socket, heard: Optional[Heard]
     ) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._channel = Channel(sock, self._on_message, self._on_end)
+        self._heard = heard
+        self._asked: deque[OnAnswer] = deque()
+        self._mourning: Optional[asyncio.Task] = None
         self._killed_because = ""
         self._stopped = False
 
     @classmethod
-    async def start(cls, module: str, fds: Sequence[int]) -> Child:
-        """Start it; it inherits ``fds`` and is told their numbers."""
+    async def start(cls, module: str, fds: Sequence[int], heard: Optional[Heard] = None) -> Child:
+        """Start it; it inherits ``fds`` and is told their numbers. ``heard`` gets what it says
+        that is no answer: messages with the key "news".
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = (theirs.fileno(), *fds)
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *map(str, inherited)], pass_fds=inherited
             )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
+        return cls(process, ours, heard)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
+    def ask(self, message: dict[str, Any], on_answer: OnAnswer) -> None:
+        """Send a message; ``on_answer`` gets its answer, or WorkerDied, after this has returned."""
+        self._asked.append(on_answer)
+        if self._channel.closed:
+            self._on_end()
+        else:
+            self._channel.send(message)
+
     async def call(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message and wait for its answer. Raises WorkerDied."""
-        try:
-            self._writer.write(control.pack(message))
-            await self._writer.drain()
-            (size,) = control.LENGTH.unpack(await self._reader.readexactly(control.LENGTH.size))
-            return json.loads(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise WorkerDied(await self._cause_of_death()) from error
+        answered: asyncio.Future = asyncio.get_running_loop().create_future()
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send a message that has no answer, if it is still there to get it."""
-        if not self._writer.is_closing():
-            self._writer.write(control.pack(message))
+        def on_answer(answer: Union[dict[str, Any], WorkerDied]) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        self.ask(message, on_answer)
+        answer = await answered
+        if isinstance(answer, WorkerDied):
+            raise answer
+        return answer
+
+    def tell(self, message: dict[str, Any], soon: bool = True) -> None:
+        """Send a message that has no answer, if it is still there to get it; with the next one, if
+        that is ``soon`` enough.
+        """
+        self._channel.hold(message)
+        if not soon:
+            self._channel.flush()
 
     def kill(self, reason: str) -> None:
         """Give it up: who waits for an answer gets WorkerDied with this reason, even if the process
@@ -79,19 +98,38 @@ class Child:
         """
         self._killed_because = reason
         self._process.kill()
-        self._writer.transport.abort()
+        self._channel.close()
+        self._on_end()
 
     async def stop(self, grace: float) -> None:
         """End it, by force if it has not left after ``grace`` seconds. One that not even that ends
         is left behind.
         """
         self._stopped = True
-        self._writer.close()
+        self._channel.close()
+        self._on_end()
         if await self._has_exited(grace):
             return
         self._process.kill()
         if not await self._has_exited(KILL_PATIENCE):
             logger.error("process %d does not end though it was killed: left behind", self.pid)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if "news" not in message:
+            self._asked.popleft()(message)
+        elif self._heard is not None:
+            self._heard(message)
+
+    def _on_end(self) -> None:
+        """Nothing more will come: who waits for an answer is told why."""
+        if self._asked and self._mourning is None:
+            self._mourning = asyncio.get_running_loop().create_task(self._tell_of_death())
+
+    async def _tell_of_death(self) -> None:
+        cause = await self._cause_of_death()
+        self._mourning = None
+        while self._asked:
+            self._asked.popleft()(WorkerDied(cause))
 
     async def _has_exited(self, patience: float) -> bool:
         """Whether it ends within ``patience`` seconds."""

@@ -20,30 +20,61 @@ from edl.serving.worker.arena import Arena
 
 LENGTH = struct.Struct("!I")
 
+#: Bytes that are received in one system call, at most.
+READ_SIZE = 64 << 10
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def pack(message: dict[str, Any]) -> bytes:
     """One message as bytes."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _encode(message).encode()
     return LENGTH.pack(len(body)) + body
 
 
-def receive(front: socket.socket) -> Optional[dict[str, Any]]:
-    """The front's next message, in a process of its; None when it has gone."""
-    head = _receive_exactly(front, LENGTH.size)
-    if head is None:
-        return None
-    body = _receive_exactly(front, *LENGTH.unpack(head))
-    return None if body is None else json.loads(body)
+class Inbox:
+    """Messages out of bytes, as these come."""
 
+    def __init__(self) -> None:
+        self._data = b""
+        self._at = 0
 
-def _receive_exactly(front: socket.socket, size: int) -> Optional[bytes]:
-    data = b""
-    while len(data) < size:  # once, nearly always
-        more = front.recv(size - len(data), socket.MSG_WAITALL)
-        if not more:
+    def feed(self, data: bytes) -> None:
+        """More bytes have come."""
+        self._data = self._data[self._at :] + data
+        self._at = 0
+
+    def next(self) -> Optional[dict[str, Any]]:
+        """The next message, if all of it has come."""
+        start = self._at + LENGTH.size
+        if len(self._data) < start:
             return None
-        data += more
-    return data
+        stop = start + LENGTH.unpack_from(self._data, self._at)[0]
+        if len(self._data) < stop:
+            return None
+        self._at = stop
+        return json.loads(self._data[start:stop])
+
+
+class Front:
+    """The front process, as its children see it: a blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._inbox = Inbox()
+
+    def receive(self) -> Optional[dict[str, Any]]:
+        """Its next message; None when it has gone."""
+        while (message := self._inbox.next()) is None:
+            data = self._socket.recv(READ_SIZE)
+            if not data:
+                return None
+            self._inbox.feed(data)
+        return message
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Say something to it. Raises OSError if it has gone."""
+        self._socket.sendall(pack(message))
 
 
 def ignore_signals() -> None:
@@ -68,7 +99,7 @@ def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     """The array that a message speaks of, as a view of the arena."""
     offset, dtype, shape = ref
     kind = np.dtype(dtype)
-    return np.frombuffer(arena.view(offset, math.prod(shape) * kind.itemsize), kind).reshape(shape)
+    return np.ndarray(shape, kind, arena.view(offset, math.prod(shape) * kind.itemsize))
 
 
 def gather(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Union
 
 import numpy as np
 
@@ -43,8 +44,15 @@ class Result:
     made_by: Optional[Child] = None
 
 
+#: What has become of a batch.
+BatchOutcome = Union[Result, WorkerError, WorkerDied]
+OnDone = Callable[[BatchOutcome], None]
+
+
 class Worker(Protocol):
-    """Something that computes batches, one at a time."""
+    """Something that computes batches, one at a time, in their order. It can be given one while it
+    computes another.
+    """
 
     @property
     def pid(self) -> Optional[int]:
@@ -53,16 +61,20 @@ class Worker(Protocol):
     async def start(self, timeout: float) -> Description:
         """Load the model. Raises ModelError if that fails or takes longer than ``timeout`` s."""
 
-    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
+    def run(
+        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+    ) -> None:
         """Compute one batch, made of the requests' rows one after the other.
 
         A request says for each feed where in the input arena it lies (see ``control``); ``fetches``
-        says what each of them wants. Raises WorkerError if the predictor raised, WorkerDied if the
-        worker is gone.
+        says what each of them wants. ``on_done`` gets the result, after this has returned:
+        WorkerError if the predictor raised, WorkerDied if the worker is gone.
         """
 
     def free(self, result: Result) -> None:
-        """A result has been sent; its memory can be used again."""
+        """A result has been sent; its memory can be used again. The worker may learn of it later,
+        with its next batch.
+        """
 
     def kill(self, reason: str) -> None:
         """Give the worker up: what it computes now ends with WorkerDied."""
@@ -80,6 +92,7 @@ class WorkerProcess:
         self._output_bytes = output_bytes
         self._outputs: Optional[Arena] = None
         self._child: Optional[Child] = None
+        self._starved = False
 
     @property
     def pid(self) -> Optional[int]:
@@ -90,7 +103,7 @@ class WorkerProcess:
         """See Worker."""
         self._outputs = Arena.create(self._output_bytes, "edl-outputs")
         self._child = child = await Child.start(
-            "edl.serving.worker.main", (self._inputs.fd, self._outputs.fd)
+            "edl.serving.worker.main", (self._inputs.fd, self._outputs.fd), self._heard
         )
         try:
             answer = await asyncio.wait_for(child.call({"load": asdict(self._options)}), timeout)
@@ -103,27 +116,32 @@ class WorkerProcess:
             raise ModelError(answer["failed"])
         return Description.from_json(answer["ready"])
 
-    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
+    def run(
+        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+    ) -> None:
         """See Worker."""
-        if self._child is None or self._outputs is None:
-            raise WorkerDied("the worker process has ended")
-        outputs = self._outputs
-        answer = await self._child.call({"run": list(requests), "fetches": list(fetches)})
-        if "refused" in answer:
-            raise WorkerError(answer["refused"], refused=True)
-        if "error" in answer:
-            raise WorkerError(answer["error"])
-        arrays = [
-            {name: control.resolve(outputs, ref) for name, ref in refs.items()}
-            for refs in answer["outputs"]
-        ]
-        return Result(answer["block"], arrays, self._child)
+        child, outputs = self._child, self._outputs
+        if child is None or outputs is None:
+            asyncio.get_running_loop().call_soon(on_done, WorkerDied("the worker has ended"))
+            return
+
+        def on_answer(answer: Union[dict[str, Any], WorkerDied]) -> None:
+            self._starved = False
+            on_done(answer if isinstance(answer, WorkerDied) else _read(answer, outputs, child))
+
+        child.ask({"run": list(requests), "fetches": list(fetches)}, on_answer)
 
     def free(self, result: Result) -> None:
         """See Worker."""
         result.outputs.clear()
         if self._child is not None and self._child is result.made_by:
-            self._child.tell({"free": result.block})
+            self._child.tell({"free": [result.block]}, soon=not self._starved)
+
+    def _heard(self, news: dict[str, Any]) -> None:
+        """Its output memory is full: it waits until results are free, and must know of each."""
+        self._starved = True
+        if self._child is not None:
+            self._child.tell({"free": []}, soon=False)
 
     def kill(self, reason: str) -> None:
         """See Worker."""
@@ -140,6 +158,19 @@ class WorkerProcess:
             self._outputs = None
 
 
+def _read(answer: dict[str, Any], outputs: Arena, child: Child) -> Union[Result, WorkerError]:
+    """What a worker process has answered to a batch."""
+    if "refused" in answer:
+        return WorkerError(answer["refused"], refused=True)
+    if "error" in answer:
+        return WorkerError(answer["error"])
+    arrays = [
+        {name: control.resolve(outputs, ref) for name, ref in refs.items()}
+        for refs in answer["outputs"]
+    ]
+    return Result(answer["block"], arrays, child)
+
+
 class WorkerThread:
     """A worker for a predictor of this process, which runs on a thread beside the event loop."""
 
@@ -147,7 +178,7 @@ class WorkerThread:
         self._predictor = predictor
         self._inputs = inputs
         self._thread = ThreadPoolExecutor(1, "edl-predictor")
-        self._given_up: Optional[asyncio.Future] = None
+        self._running: dict[Future, OnDone] = {}
 
     @property
     def pid(self) -> Optional[int]:
@@ -156,24 +187,26 @@ class WorkerThread:
 
     async def start(self, timeout: float) -> Description:
         """See Worker. The predictor is there already."""
-        self._given_up = asyncio.get_running_loop().create_future()
         return self._predictor.description
 
-    async def run(self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]]) -> Result:
+    def run(
+        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+    ) -> None:
         """See Worker."""
-        assert self._given_up is not None, "run before start"
-        running = asyncio.get_running_loop().run_in_executor(
-            self._thread, run_batch, self._predictor, self._inputs, requests, fetches
-        )
-        await asyncio.wait({running, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise WorkerDied(self._given_up.result())
-        try:
-            return Result(0, running.result())
-        except BadRequest as error:
-            raise WorkerError(str(error), refused=True) from error
-        except Exception as error:
-            raise WorkerError(f"{type(error).__name__}: {error}") from error
+        loop = asyncio.get_running_loop()
+        running = self._thread.submit(_compute, self._predictor, self._inputs, requests, fetches)
+        self._running[running] = on_done
+
+        def done(running: Future) -> None:
+            with contextlib.suppress(RuntimeError):  # nobody waits: the loop is closed
+                loop.call_soon_threadsafe(self._finished, running)
+
+        running.add_done_callback(done)
+
+    def _finished(self, running: Future) -> None:
+        on_done = self._running.pop(running, None)
+        if on_done is not None:  # not given up
+            on_done(running.result())
 
     def free(self, result: Result) -> None:
         """See Worker. Outputs are the garbage collector's."""
@@ -181,9 +214,10 @@ class WorkerThread:
 
     def kill(self, reason: str) -> None:
         """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""
-        if self._given_up is not None and not self._given_up.done():
-            self._given_up.set_result(reason)
-            self._replace_thread()
+        given_up, self._running = self._running, {}
+        for on_done in given_up.values():
+            asyncio.get_running_loop().call_soon(on_done, WorkerDied(reason))
+        self._replace_thread()
 
     async def stop(self, grace: float = 1.0) -> None:
         """See Worker."""
@@ -191,8 +225,31 @@ class WorkerThread:
 
     def _replace_thread(self) -> None:
         """Leave the thread to end when it can, with another for what may come."""
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self._thread = ThreadPoolExecutor(1, "edl-predictor")
+
+
+def _compute(
+    predictor: Predictor,
+    inputs: Arena,
+    requests: Sequence[Refs],
+    fetches: Sequence[Sequence[str]],
+) -> Union[Result, WorkerError]:
+    """A batch, on a thread beside the loop. What a predictor passes through is copied: answers are
+    sent when their requests' memory may be used again.
+    """
+    try:
+        answers = run_batch(predictor, inputs, requests, fetches)
+        memory = np.frombuffer(inputs.view(0, inputs.size), np.uint8)
+        for answer in answers:
+            for name, array in answer.items():
+                if np.may_share_memory(array, memory):
+                    answer[name] = array.copy()
+        return Result(0, answers)
+    except BadRequest as error:
+        return WorkerError(str(error), refused=True)
+    except Exception as error:
+        return WorkerError(f"{type(error).__name__}: {error}")
 
 
 def processes(

@@ -10,8 +10,11 @@ from the front                                      the worker's answer
 ``{"run": [{feed: ref}, ...], "fetches": [[...]]}`` ``{"block": offset, "outputs": [{name: ref}]}``
                                                     or ``{"error": text}``, or, where the request
                                                     is to blame, ``{"refused": text}``
-``{"free": offset}``                                none: that block of the output arena is free
+``{"free": [offset, ...]}``                         none: these blocks of the output arena are free
 ==================================================  ===============================================
+
+A worker that waits for free blocks says ``{"news": "full"}`` first: the front holds back what it
+need not know now. Batches may be given ahead of time: they lie in the socket until their turn.
 
 The worker ends when the front closes the control socket, however that happens.
 """
@@ -38,7 +41,7 @@ logger = logging.getLogger(__name__)
 class WorkerLoop:
     """The loop around one predictor. One owner, one thread."""
 
-    def __init__(self, front: socket.socket, inputs: Arena, outputs: Arena) -> None:
+    def __init__(self, front: control.Front, inputs: Arena, outputs: Arena) -> None:
         self._front = front
         self._inputs = inputs
         self._outputs = outputs
@@ -49,15 +52,15 @@ class WorkerLoop:
     def serve(self) -> None:
         """Answer messages until the front goes away."""
         while True:
-            message = self._postponed.pop(0) if self._postponed else control.receive(self._front)
+            message = self._postponed.pop(0) if self._postponed else self._front.receive()
             if message is None:
                 return
             if "run" in message:
-                self._send(self._run(message["run"], message["fetches"]))
+                self._front.send(self._run(message["run"], message["fetches"]))
             elif "free" in message:
-                self._allocator.free(message["free"])
+                self._free(message["free"])
             else:
-                self._send(self._load(PredictorOptions(**message["load"])))
+                self._front.send(self._load(PredictorOptions(**message["load"])))
 
     def _load(self, options: PredictorOptions) -> dict[str, Any]:
         try:
@@ -96,25 +99,28 @@ class WorkerLoop:
 
     def _allocate(self, size: int) -> int:
         """A block of the output arena; waits for the front to free some if it is full."""
-        while True:
-            block = self._allocator.allocate(size)
-            if block is not None:
-                return block
+        block = self._allocator.allocate(size)
+        if block is None and self._allocator.used:
+            self._front.send({"news": "full"})
+        while block is None:
             if not self._allocator.used:
                 raise ModelError(
                     f"outputs of {size} bytes do not fit the output arena of "
                     f"{self._outputs.size} bytes"
                 )
-            message = control.receive(self._front)
+            message = self._front.receive()
             if message is None:
                 raise SystemExit(0)
             if "free" in message:
-                self._allocator.free(message["free"])
+                self._free(message["free"])
             else:
                 self._postponed.append(message)
+            block = self._allocator.allocate(size)
+        return block
 
-    def _send(self, message: dict[str, Any]) -> None:
-        self._front.sendall(control.pack(message))
+    def _free(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self._allocator.free(block)
 
 
 def _aligned(size: int) -> int:
@@ -126,9 +132,9 @@ def main() -> None:
     control.ignore_signals()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s worker[%(process)d] %(message)s")
     control_fd, input_fd, output_fd = (int(argument) for argument in sys.argv[1:4])
-    with socket.socket(fileno=control_fd) as front:
+    with socket.socket(fileno=control_fd) as sock:
         try:
-            WorkerLoop(front, Arena.attach(input_fd), Arena.attach(output_fd)).serve()
+            WorkerLoop(control.Front(sock), Arena.attach(input_fd), Arena.attach(output_fd)).serve()
         except OSError:  # the front died in mid-message
             pass
 

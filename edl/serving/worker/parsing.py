@@ -51,7 +51,7 @@ class _Parsed:
 class ParserLoop:
     """The loop of the process."""
 
-    def __init__(self, front: socket.socket, inputs: Arena) -> None:
+    def __init__(self, front: control.Front, inputs: Arena) -> None:
         self._front = front
         self._inputs = inputs
         self._base = control.address(np.frombuffer(inputs.view(0, 1), np.uint8))
@@ -59,8 +59,8 @@ class ParserLoop:
 
     def serve(self) -> None:
         """Answer messages until the front goes away."""
-        while (message := control.receive(self._front)) is not None:
-            self._front.sendall(control.pack(self._answer(message)))
+        while (message := self._front.receive()) is not None:
+            self._front.send(self._answer(message))
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         if "parse" in message:
@@ -121,9 +121,9 @@ def main() -> None:
         (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard),
     )
     control_fd, input_fd = (int(argument) for argument in sys.argv[1:3])
-    with socket.socket(fileno=control_fd) as front:
+    with socket.socket(fileno=control_fd) as sock:
         try:
-            ParserLoop(front, Arena.attach(input_fd)).serve()
+            ParserLoop(control.Front(sock), Arena.attach(input_fd)).serve()
         except OSError:  # the front died in mid-message
             pass
 

@@ -124,6 +124,29 @@ def test_a_full_batch_does_not_wait_for_an_older_one_that_is_not_full():
     assert batcher.take(1.0) == ["alone"]
 
 
+def test_only_what_is_full_and_next_is_taken_ahead_of_time():
+    batcher = Batcher(4)
+    batcher.add("a", 2, "k", "x", now=0.0)
+    assert batcher.take(0.0, ahead=True) == []
+    batcher.add("b", 2, "k", "x", now=0.0)
+    assert batcher.take(0.0, ahead=True) == ["a", "b"]
+    batcher.add("next", 1, "k", "y", now=0.0)
+    batcher.add("full", 4, "other", "z", now=0.0)
+    assert batcher.take(0.0, ahead=True) == [], "what is full does not overtake what is next"
+    assert batcher.take(0.0) == ["next"]
+    assert batcher.take(0.0, ahead=True) == ["full"]
+
+
+def test_what_was_taken_in_vain_is_next_and_costs_its_client_nothing_more():
+    batcher = Batcher(1)
+    for number in range(3):
+        batcher.add(f"x{number}", 1, "k", "x", now=0.0)
+        batcher.add(f"y{number}", 1, "k", "y", now=0.0)
+    (taken,) = batcher.take(0.0)
+    batcher.add(taken, 1, "alone", "x", now=0.0, again=True)
+    assert list(chain(*drain(batcher)))[:3] == ["y0", "x0", "x1"]
+
+
 def test_clients_that_left_are_forgotten():
     batcher = Batcher(max_rows=1)
     batcher.add("waits", 10**6, "k", "steady", now=0.0)

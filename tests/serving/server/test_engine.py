@@ -133,6 +133,40 @@ def test_a_worker_that_dies_of_one_request_of_a_batch_that_had_failed_harms_no_o
     assert "killed by SIGKILL while computing this request" in str(answers[1])
 
 
+def test_a_busy_worker_is_given_the_next_batch_only_if_nothing_could_join_it():
+    with hosted("Sums", max_batch_rows=2) as teacher, TeacherClient(teacher.endpoint) as client:
+        with held(teacher):
+            answers = send(client, [1, 2])
+            eventually(lambda: waiting(teacher) == 1)
+            answers += send(client, [3, 4, 5, 6])
+            eventually(lambda: waiting(teacher) == 3)
+            (batches,) = teacher._server.engine._running.values()
+            assert [len(batch.jobs) for batch in batches] == [1, 2]
+        assert [answer(timeout=60)["prob"][0, 0] for answer in answers] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_batch_that_was_given_to_a_worker_ahead_of_time_does_not_die_with_it():
+    with hosted("Fragile", max_batch_rows=2) as teacher, TeacherClient(teacher.endpoint) as client:
+        with held(teacher):
+            answers = send(client, [POISON, 1, 2])
+            eventually(lambda: client._in_flight and not waiting(teacher))
+        answers = [answer(timeout=60) for answer in answers]
+    assert "killed by SIGKILL while computing this request" in str(answers[0])
+    assert [a["prob"][0, 0] for a in answers[1:]] == [2, 4]
+
+
+def test_what_a_served_function_passes_through_is_not_lost_to_the_next_request():
+    specs = {"x": ((1 << 16,), "float32")}, {"y": ((1 << 16,), "float32")}
+    with serve(lambda x: x, *specs) as teacher, TeacherClient(teacher.endpoint) as client:
+        futures = []
+        for value in range(200):
+            futures.append(concurrent.futures.Future())
+            feeds = {"x": np.full((1, 1 << 16), value, "f4")}
+            client.submit(feeds, [], futures[-1].set_result)
+        for value, future in enumerate(futures):
+            assert (future.result(timeout=60)["y"] == value).all()
+
+
 class Immortal(WorkerThread):
     """A worker whose end cannot be brought about: a bug."""
 

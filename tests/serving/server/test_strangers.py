@@ -379,11 +379,11 @@ class Confused(WorkerThread):
 
     confused = True
 
-    async def run(self, requests, fetches):
+    def run(self, requests, fetches, on_done):
         if self.confused:
             self.confused = False
             raise MemoryError
-        return await super().run(requests, fetches)
+        super().run(requests, fetches, on_done)
 
 
 def test_a_worker_that_fails_unexpectedly_is_replaced_and_its_request_answered():

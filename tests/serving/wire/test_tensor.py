@@ -225,6 +225,27 @@ def test_what_decoding_takes_is_bounded_before_it_is_done(array, effort, quick):
     assert (decode_request(message).feeds["x"] == array).all()
 
 
+def outcome(decode, message, left):
+    effort = codec.Effort(left)
+    try:
+        tensor = decode(memoryview(message), effort)
+    except (WireError, codec.TooMuchEffort) as error:
+        return type(error), str(error)
+    array = tensor.array
+    return tensor.name, tensor.alias, array.dtype, array.shape, array.tobytes(), effort.left
+
+
+@settings(max_examples=500)
+@given(arrays, st.sampled_from([200, 1 << 20]), st.data())
+def test_what_is_remembered_of_a_tensor_is_what_its_fields_say(array, left, data):
+    message = bytearray(encoded(array))
+    for _ in range(data.draw(st.integers(0, 3))):
+        message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+    for _ in range(2):  # new, and remembered
+        field_by_field = outcome(codec._decode_fields, message, left)
+        assert outcome(codec.decode_tensor, message, left) == field_by_field
+
+
 def test_data_in_pieces_are_an_effort():
     whole = b"".join(codec.encode_tensor("x", np.zeros(500, "f4")))
     pieces = memoryview(whole[: 2000 + 3] + whole)
