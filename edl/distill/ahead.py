@@ -7,9 +7,9 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Optional
+from typing import Any, Optional
 
-from edl.distill.stream import Batch, Stream
+from edl.distill.stream import Stream
 from edl.distill.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ class ReadAhead:
     both are garbage when nobody else refers to either. Whoever iterates has to hold this object.
     """
 
-    def __init__(self, batches: Iterator[Batch], stream: Stream, trace: Optional[Trace]) -> None:
+    def __init__(self, batches: Iterator[Any], stream: Stream, trace: Optional[Trace]) -> None:
         self.batches = batches
         self._stream = stream
-        self._left: list[Iterator[Batch]] = []
+        self._left: list[Iterator[Any]] = []
         self.thread = threading.Thread(
             target=_read_while_wanted,
             args=(weakref.ref(self), stream, trace, self._left),
@@ -59,7 +59,7 @@ def _read_while_wanted(
     reader: weakref.ref[ReadAhead],
     stream: Stream,
     trace: Optional[Trace],
-    left: list[Iterator[Batch]],
+    left: list[Iterator[Any]],
 ) -> None:
     error: Optional[BaseException] = None
     try:

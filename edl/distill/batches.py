@@ -35,6 +35,7 @@ class SampleBatch:
     samples: list[tuple]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     epoch: int = 0
+    spared = 0
 
     @property
     def rows(self) -> int:
@@ -83,6 +84,7 @@ class ArrayBatch:
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     epoch: int = 0
     _arrays: dict[int, np.ndarray] = field(default_factory=dict)
+    spared = 0
 
     def has(self, name: str) -> bool:
         """See Columns."""

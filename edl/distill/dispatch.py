@@ -97,9 +97,16 @@ class Dispatch(Generic[Payload]):
         return bool(self._batches) and self._held_bytes >= self.limits.max_bytes
 
     def add(
-        self, payload: Payload, rows: int, nbytes: int, task_rows: int, now: float = 0.0
+        self,
+        payload: Payload,
+        rows: int,
+        nbytes: int,
+        task_rows: int,
+        now: float = 0.0,
+        spared: int = 0,
     ) -> int:
-        """Append the source's next batch, cut into tasks of at most ``task_rows`` rows.
+        """Append the source's next batch, cut into tasks of at most ``task_rows`` rows. ``spared``:
+        how many more rows it has, about which nobody is asked.
 
         A batch without rows needs a teacher too: only it knows the outputs' shapes. Returns the
         batch's number.
@@ -107,11 +114,14 @@ class Dispatch(Generic[Payload]):
         batch: BatchState[Payload] = BatchState(
             self._next_batch, payload, nbytes, self._next_task_id, rows, task_rows, now
         )
+        batch.spared = spared
         self._next_batch += 1
         self._batches[batch.number] = batch
         self._held_bytes += nbytes
-        batch.parts = [None] * max(1, -(-rows // task_rows))
+        batch.parts = [None] * max(0 if spared else 1, -(-rows // task_rows))
         batch.missing = len(batch.parts)
+        if not batch.missing:
+            self._finish(batch)
         for part in range(batch.missing):
             self._waiting.append(self._new_task(batch, part))
         self._next_task_id += batch.missing
@@ -173,7 +183,7 @@ class Dispatch(Generic[Payload]):
             self._head += 1
         if batch.error is None:
             self.counters.batches += 1
-            self.counters.rows += batch.rows
+            self.counters.rows += batch.rows + batch.spared
             self.counters.work += batch.work
             self.counters.bytes += batch.nbytes
         return Finished(batch.payload, batch.parts, batch.error)
@@ -200,7 +210,7 @@ class Dispatch(Generic[Payload]):
         it when the teachers of the one before have left.
         """
         for batch in self._batches.values():
-            if batch.error is None:
+            if batch.error is None and batch.parts:
                 self._start_over(batch)
 
     def _start_over(self, batch: BatchState[Payload]) -> None:
@@ -378,9 +388,12 @@ class Dispatch(Generic[Payload]):
         batch.answer_bytes += nbytes
         self._held_bytes += nbytes
         if not batch.missing and batch.error is None:
-            self._finished[batch.number] = None
-            self._ready_bytes += batch.nbytes
+            self._finish(batch)
         return True
+
+    def _finish(self, batch: BatchState[Payload]) -> None:
+        self._finished[batch.number] = None
+        self._ready_bytes += batch.nbytes
 
     def _stop_waiting(self, task_id: int) -> None:
         index = bisect.bisect_left(self._waiting, task_id)
@@ -613,6 +626,12 @@ class Dispatch(Generic[Payload]):
             for task in self._head_tasks()
             for teacher in able
         )
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the student cannot go on before a teacher has answered."""
+        batch = self._batches.get(self._head)
+        return batch is not None and not batch.complete
 
     def _head_tasks(self) -> Iterator[Task]:
         """Tasks without which the student cannot go on."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
@@ -23,12 +23,13 @@ from edl.distill.plan import Plan
 from edl.distill.roster import Roster
 from edl.distill.settings import PoolConfig
 from edl.distill.state import Finished, Task
-from edl.distill.stream import Batch, RequestStream, Stream
+from edl.distill.stream import RequestStream, Stream
 from edl.distill.teachers import Found, declared_model
 from edl.distill.trace import Trace
 from edl.distill.waiting import COMPLAIN_EVERY, News, Wait
 from edl.errors import (
     AccessDenied,
+    NoTeacherError,
     PoolFull,
     ReaderError,
     RequestRefused,
@@ -55,6 +56,9 @@ _REST_AFTER = 10.0
 
 #: Seconds after which an idle teacher that is sent nothing is asked again what it serves.
 _ASK_AGAIN_EVERY = 1.0
+
+#: Seconds without a word from any teacher, after which a store may say which model's labels.
+_STORE_PATIENCE = 5.0
 
 _TICK, _IDLE_TICK = 0.05, 0.5
 _OVERSLEPT = 0.25
@@ -145,12 +149,55 @@ class Exchange:
                 self._source.wait(1.0)
             return self._is_current(stream)
 
-    def put(self, stream: Stream, batch: Batch) -> bool:
+    def settle(
+        self, stream: Stream, stored: Callable[[], Collection[str]]
+    ) -> Optional[tuple[str, Optional[Plan]]]:
+        """See Stream."""
+        config, since = self._config, time.monotonic()
+        wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, since)
+        while True:
+            models = stored()
+            with self._lock:
+                if not self._is_current(stream):
+                    return None
+                now, roster = time.monotonic(), self._roster
+                if roster.admitted:
+                    roster.keep_to(roster.model)
+                elif not roster.bound and (roster.silent or now - since > _STORE_PATIENCE):
+                    chosen = roster.model if roster.model in models else None
+                    if chosen is None and len(models) == 1:
+                        (chosen,) = models
+                    if chosen is not None:
+                        roster.keep_to(chosen)
+                plan = self._plan()
+                if roster.bound and (plan is not None or roster.model in models):
+                    return roster.model, plan
+                try:
+                    complaint = wait.complaint(self._dispatch, roster, now)
+                except NoTeacherError as error:
+                    raise _undecided(error, models) from error
+                if not complaint:
+                    self._source.wait(0.1)
+            if complaint:
+                words = "the label store has waited %.0f s to know which model's labels: %s"
+                logger.warning(words, now - since, complaint)
+
+    def plan(self) -> Optional[Plan]:
+        """See Stream."""
+        with self._lock:
+            return self._plan()
+
+    def _plan(self) -> Optional[Plan]:
+        seats = (self._seats.get(name) for name in self._roster.admitted)
+        return next((seat.plan for seat in seats if seat is not None and seat.plan), None)
+
+    def put(self, stream: Stream, batch: Any) -> bool:
         """See Stream."""
         with self._lock:
             if not self._is_current(stream):
                 return False
-            self._dispatch.add(batch, batch.rows, batch.nbytes, self._config.task_rows)
+            rows, nbytes, task_rows = batch.rows, batch.nbytes, self._config.task_rows
+            self._dispatch.add(batch, rows, nbytes, task_rows, spared=batch.spared)
             self._wake()
             return True
 
@@ -165,7 +212,7 @@ class Exchange:
             self._wake()
             self._student.notify_all()
 
-    def take(self, stream: Stream) -> Optional[Finished[Batch]]:
+    def take(self, stream: Stream) -> Optional[Finished[Any]]:
         """See Stream."""
         config = self._config
         wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, time.monotonic())
@@ -180,7 +227,8 @@ class Exchange:
                 if self._all_read and not self._dispatch.pending:
                     return None
                 now = time.monotonic()
-                complaint = wait.complaint(self._dispatch, self._roster, now)
+                needed = not config.stored or self._dispatch.blocked
+                complaint = wait.complaint(self._dispatch, self._roster, now, needed)
                 if not complaint:
                     self._student.wait(0.5)
             if complaint:
@@ -591,6 +639,16 @@ class Exchange:
             wanted = dispatch.waiting or int(now >= dispatch.next_hedge())
             for name in dispatch.preferred(self._idle, now)[:wanted]:
                 self._idle[name].turn.notify()
+
+
+def _undecided(error: NoTeacherError, stored: Collection[str]) -> NoTeacherError:
+    """The same, with what a store has in place of teachers."""
+    if not stored:
+        return NoTeacherError(f"{error}; the label store has no labels of these predictions")
+    return NoTeacherError(
+        f"{error}; the label store has labels of {len(stored)} models: say which with "
+        f"store_model=, one of {', '.join(sorted(stored))}"
+    )
 
 
 def _do(io: Sequence[Callable[[], None]]) -> None:

@@ -41,6 +41,7 @@ class Plan:
     ``asks``: in the order of the columns, a fetch that is taken as it is, or sparse labels.
     ``targets``: the slot of target ids, and its name. ``lengths``: that of the rows' lengths.
     ``whole``: why whole rows are sent although the reader knows their lengths; empty: they are not.
+    ``unfed``: optional feeds that the student has no slot for.
     """
 
     feeds: tuple[tuple[int, str, TensorSpec], ...]  # slot, feed name, kind
@@ -49,6 +50,7 @@ class Plan:
     targets: Optional[tuple[int, str]] = None
     lengths: Optional[tuple[int, str]] = None
     whole: str = ""
+    unfed: tuple[str, ...] = ()
 
     @cached_property
     def sequences(self) -> bool:
@@ -281,6 +283,7 @@ def make_plan(
         None if targets is None else (slots[targets], targets),
         None if lengths is None else (slots[lengths], lengths),
         "" if lengths is None else _why_whole([spec for _, _, spec in fed], columns),
+        tuple(name for name in feeds if name not in slots),
     )
 
 

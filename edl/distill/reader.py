@@ -30,6 +30,7 @@ from edl.distill.settings import (
 from edl.distill.source import Source
 from edl.distill.stand_in import StandIn
 from edl.distill.state import Limits
+from edl.distill.storing import store_options
 from edl.distill.stream import Batch
 from edl.distill.teachers import fixed_teachers, service_teachers
 from edl.distill.tensors import as_tensors, on_device
@@ -112,6 +113,10 @@ class DistillReader(StandIn, IterableDataset):
         samples: int = 0,
         targets: Optional[str] = None,
         lengths: Optional[str] = None,
+        store: Union[str, Path, None] = None,
+        store_key: Union[str, Sequence[str], None] = None,
+        store_model: Union[str, Mapping[str, str], None] = None,
+        store_bytes: Optional[int] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -150,6 +155,17 @@ class DistillReader(StandIn, IterableDataset):
         tokens), ones followed by zeros, or integers (rows,). Of each request nothing is sent beyond
         its longest row, to teachers that say which feeds are sequences, and answers are as wide as
         the batch all the same, filled up with what the teacher says, sparse labels with zeros.
+        ``store``: a directory of labels, made if need be. What it has of a row is not asked for,
+        what it does not have is asked for and added, and there need be no teacher, nor
+        ``teachers``, for what it has. Labels are known by the model, the prediction in its form and
+        a hash of all that the row holds for teachers, so changed data and augmented views find
+        labels of their own or none; those with ``samples`` belong to their epoch, too.
+        ``store_key``: names of slots by which rows are known instead, one or a list, such as a
+        sample's id or the seed of its view: rows need not be hashed then, and now and then one is
+        compared all the same. ``store_model``: the fingerprint of the model whose labels are
+        wanted, if there are no teachers and the store has labels of several; with teachers by name,
+        a mapping from these. ``store_bytes``: how large the store may become; nothing is added
+        then.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
@@ -158,6 +174,9 @@ class DistillReader(StandIn, IterableDataset):
         self._models = parse_models(predicts, teachers, form)
         self._targets = check_targets(targets, self._ins, self._models)
         self._lengths = check_lengths(lengths, self._ins)
+        self._store = store_options(
+            store, store_key, store_model, store_bytes, self._ins, self._models
+        )
         self._limits = limits or Limits()
         check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
@@ -276,7 +295,8 @@ class DistillReader(StandIn, IterableDataset):
         Raises, in a batch's turn: what the source raised; SourceError for what is no batch, or
         cannot be sent; BatchRefused for rows that teachers refuse; NoTeacherError when there has
         been no teacher to work for ``no_teacher_timeout`` seconds; ReaderError if no teacher fits,
-        or the reader was closed; ConfigError without source or teachers.
+        or the reader was closed; ConfigError without source or teachers; StoreError for a store
+        that cannot be opened, or whose ``store_key`` does not stand for what rows hold.
         """
         if worker_info() is not None:
             return self._epoch_in_worker(self._checked_source())
@@ -485,7 +505,10 @@ class DistillReader(StandIn, IterableDataset):
         one what it answered, its rows and work per second over the last seconds, latency, and tasks
         in flight; ``unusable``: why others are not used;
         ``models``: fingerprints of those that have been used, the current one last. With several
-        models: a dict of such by name.
+        models: a dict of such by name. With a store also ``store``: ``hits`` and ``misses``, rows
+        that were looked up; ``bytes`` of labels that were there; ``seconds`` that looking up took,
+        hashing included; ``added``, ``dropped``: rows that were and were not stored; ``damaged``
+        records; ``full``: why nothing is added any more.
         """
         if self._running is None:
             return {}
@@ -520,7 +543,8 @@ class DistillReader(StandIn, IterableDataset):
         if running is None or running.pid != os.getpid():
             answer_original_variables()
             configs = pool_configs(self._models, self._settings(), number, among)
-            running = Running(self._models, configs, trace_path(self._trace_path))
+            trace = trace_path(self._trace_path)
+            running = Running(self._models, configs, trace, self._store)
             running.watch(self)
             self._running = running
         return running
@@ -537,6 +561,7 @@ class DistillReader(StandIn, IterableDataset):
             targets=self._targets,
             tokenizer=self._tokenizer,
             lengths=self._lengths,
+            stored=self._store is not None,
         )
 
     # --- helpers ----------------------------------------------------------------------------

@@ -185,6 +185,14 @@ class Roster:
         failing = {name: teacher.problem for name, teacher in self.held.items() if teacher.problem}
         return {**failing, **self.left_out()}
 
+    @property
+    def silent(self) -> bool:
+        """Whether no teacher says what it serves, nor may soon."""
+        if self._found and not self.held:
+            return False
+        failing = all(teacher.failing_since is not None for teacher in self.held.values())
+        return self.heard and failing
+
     def hopeless(self) -> bool:
         """Whether no teacher fits this reader: none of all that there are, or of the first few."""
         unfit = sum(teacher.unfit for teacher in self.held.values())

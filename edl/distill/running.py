@@ -18,6 +18,7 @@ from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
 from edl.distill.batches import join_parts
 from edl.distill.pool import Pool
 from edl.distill.settings import Model, PoolConfig
+from edl.distill.storing import Stages, StoreOptions
 from edl.distill.stream import Batch, Stream
 from edl.distill.trace import Trace
 from edl.errors import ReaderError
@@ -31,10 +32,15 @@ class Running:
     """
 
     def __init__(
-        self, models: Sequence[Model], configs: Sequence[PoolConfig], trace: Optional[Path]
+        self,
+        models: Sequence[Model],
+        configs: Sequence[PoolConfig],
+        trace: Optional[Path],
+        store: Optional[StoreOptions] = None,
     ) -> None:
         self.pid = os.getpid()
         self._models = models
+        self._stages = Stages(store, models, configs) if store is not None else None
         self.trace = Trace(trace) if trace else None
         self.pools = [Pool(config, self.trace) for config in configs]
         self._streams: list[Stream] = []
@@ -65,11 +71,22 @@ class Running:
         ahead = []
         try:
             for number, (model, pool) in enumerate(zip(self._models, self.pools)):
-                stream = pool.open(keep_to[number] if number < len(keep_to) else "")
+                keep = keep_to[number] if number < len(keep_to) else ""
+                storing = None
+                if self._stages is not None:
+                    storing = self._stages.begin(number)
+                    keep = keep or storing.wanted_model
+                stream = pool.open(keep)
                 self._streams.append(stream)
-                ahead.append(ReadAhead(batches, stream, self.trace))
+                sent: Iterator[Any] = batches
+                if storing is not None:
+                    sent = storing.look_up(batches, stream)
+                ahead.append(ReadAhead(sent, stream, self.trace))
                 self._reading.append(ahead[-1].thread)
-                batches = _predicted(stream, model)
+                if storing is not None:
+                    batches = storing.merged(stream)
+                else:
+                    batches = _predicted(stream, model)
         except BaseException:  # such as: no thread can be started
             self.end_iteration()
             raise
@@ -96,11 +113,17 @@ class Running:
         self.leave_iteration()
         for reading in self._reading:  # the source's first: the others wait for it
             wait_until_left_in_peace(reading)
+        if self._stages is not None and self._streams:
+            self._stages.end()
         self._streams, self._reading = [], []
 
     def stats(self) -> dict[str, Any]:
         """By model."""
-        return {model.name: pool.stats() for model, pool in zip(self._models, self.pools)}
+        stats = {model.name: pool.stats() for model, pool in zip(self._models, self.pools)}
+        if self._stages is not None:
+            for model, storing in zip(self._models, self._stages.models):
+                stats[model.name]["store"] = storing.stats()
+        return stats
 
     def models(self) -> list[str]:
         """The fingerprints in use; empty where none is yet."""
@@ -124,6 +147,8 @@ class Running:
         deadline = time.monotonic() + CLOSE_WITHIN
         for pool in self.pools:
             pool.close(deadline - time.monotonic())
+        if self._stages is not None:
+            self._stages.close()
         if self.trace is not None:
             self.trace.close()
 

@@ -11,7 +11,7 @@ from typing import Optional, Union
 
 from edl.distill.link import Wants
 from edl.distill.state import Limits
-from edl.distill.teachers import Teachers, parse_teachers, service_teachers
+from edl.distill.teachers import FixedTeachers, Teachers, parse_teachers, service_teachers
 from edl.errors import ConfigError
 from edl.serving.wire import labels
 from edl.serving.wire.description import Description
@@ -65,7 +65,8 @@ class RequestLimits:
 class Settings:
     """What a student is told that holds for all its models; see DistillReader for the meaning of
     each. ``slots``: their names; None if each request names its own. ``task_rows``: rows of a
-    request to a teacher at most.
+    request to a teacher at most. ``stored``: labels may come from a store, and there need be no
+    teachers.
     """
 
     slots: Optional[Sequence[Optional[str]]]
@@ -79,6 +80,7 @@ class Settings:
     tokenizer: str = ""
     lengths: Optional[str] = None
     requests: Optional[RequestLimits] = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class PoolConfig:
     limits: Limits = field(default_factory=Limits)
     no_teacher_timeout: float = 600.0
     requests: Optional[RequestLimits] = None  # if it is asked by requests, in no order
+    stored: bool = False  # labels may come from a store, so teachers may not be needed
 
 
 def pool_configs(
@@ -106,6 +109,9 @@ def pool_configs(
     configs = []
     for model in models:
         teachers, most = model.teachers, settings.max_teachers
+        patience = settings.no_teacher_timeout
+        if teachers is None and settings.stored and not _environment_names_teachers():
+            teachers, patience = FixedTeachers(()), 0.0
         if not model.name:
             teachers, most = teachers_from_environment(teachers, most)
         assert teachers is not None
@@ -125,8 +131,9 @@ def pool_configs(
                 settings.task_rows,
                 _share_of(most, number, among) if teachers.balanced else None,
                 settings.limits,
-                settings.no_teacher_timeout,
+                patience,
                 settings.requests,
+                settings.stored,
             )
         )
     return configs
@@ -243,6 +250,10 @@ def teachers_from_environment(
             "PADDLE_DISTILL_BALANCE_SERVER and PADDLE_DISTILL_SERVICE_NAME"
         )
     return teachers, max_teachers
+
+
+def _environment_names_teachers() -> bool:
+    return bool(os.environ.get("PADDLE_DISTILL_BALANCE_SERVER"))
 
 
 def answer_original_variables() -> None:

@@ -107,7 +107,8 @@ class Finished(Generic[Payload]):
 @dataclass
 class BatchState(Generic[Payload]):
     """A batch on its way, since ``since``: the parts that have been answered, and how many are
-    missing. ``nbytes``: with those of its answers, ``answer_bytes``.
+    missing. ``nbytes``: with those of its answers, ``answer_bytes``. ``spared``: rows that it has
+    beside ``rows``, about which nobody is asked.
     """
 
     number: int
@@ -118,6 +119,7 @@ class BatchState(Generic[Payload]):
     task_rows: int = 1
     since: float = 0.0
     answer_bytes: int = 0
+    spared: int = 0
     work: int = 0  # of the parts that have been answered
     parts: list[Any] = field(default_factory=list)
     missing: int = 0

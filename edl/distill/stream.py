@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.distill.batches import ArrayBatch, SampleBatch
 from edl.distill.state import Finished
 
 if TYPE_CHECKING:
     from edl.distill.exchange import Exchange
+    from edl.distill.plan import Plan
     from edl.distill.requests import Request
 
 Batch = Union[SampleBatch, ArrayBatch]
@@ -27,8 +28,22 @@ class Stream:
         self._nudge = nudge
         self.left = False
 
-    def put(self, batch: Batch) -> bool:
-        """Add a batch; whether it was wanted."""
+    def settle(self, stored: Callable[[], Collection[str]]) -> Optional[tuple[str, Optional[Plan]]]:
+        """The model whose labels these batches get, and the plan of a teacher that has it, if there
+        is one: of the teachers' model or, if no teacher says soon what it serves, of the only one
+        that is ``stored``. It is kept to from now on. Blocks; None when the stream was left.
+
+        Raises, and logs, what ``take`` does while it waits; NoTeacherError also if several are
+        stored, and no teacher decides.
+        """
+        return self._exchange.settle(self, stored)
+
+    def plan(self) -> Optional[Plan]:
+        """That of a teacher of these batches' model, if one is connected."""
+        return self._exchange.plan()
+
+    def put(self, batch: Any) -> bool:
+        """Add a batch, or what stands for the rows of one; whether it was wanted."""
         return self._exchange.put(self, batch)
 
     def end(self, error: Optional[BaseException] = None) -> None:
@@ -39,7 +54,7 @@ class Stream:
         """Block until there is room for another batch; false when the stream was left."""
         return self._exchange.wait_until_wanted(self)
 
-    def take(self) -> Optional[Finished[Batch]]:
+    def take(self) -> Optional[Finished[Any]]:
         """The next batch in order; None when all have been taken. Blocks.
 
         Every few seconds of waiting are logged with their reason. Raises NoTeacherError when there

@@ -49,7 +49,7 @@ class FixedTeachers:
         return _Alone()
 
     def __str__(self) -> str:
-        return "teachers " + ", ".join(endpoint for endpoint, _ in self.entries)
+        return "teachers " + (", ".join(endpoint for endpoint, _ in self.entries) or "(none)")
 
 
 @dataclass(frozen=True)

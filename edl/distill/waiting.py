@@ -34,14 +34,17 @@ class Wait:
         self._usable_at = since
         self._complained_at = since
 
-    def complaint(self, dispatch: Dispatch[Any], roster: Roster, now: float) -> str:
+    def complaint(
+        self, dispatch: Dispatch[Any], roster: Roster, now: float, teachers_needed: bool = True
+    ) -> str:
         """What is to be said of it now, which is something every few seconds. Raises NoTeacherError
-        or ReaderError if waiting longer is pointless.
+        or ReaderError if waiting longer is pointless, and ``teachers_needed`` for what is waited
+        for.
         """
-        if roster.hopeless():
+        if teachers_needed and roster.hopeless():
             reasons = listed(roster.problems())
             raise ReaderError(f"no teacher of {self._where} fits this reader: {reasons}")
-        if dispatch.usable:
+        if dispatch.usable or not teachers_needed:
             self._usable_at = now
         alone = now - max(self.since, self._usable_at)
         if alone > self._limit:

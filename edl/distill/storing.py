@@ -1,0 +1,508 @@
+"""Labels from a store, and into it: between a source's batches and the stream of a pool.
+
+What the store has of a batch is taken from there. The rows that are missing go to teachers as a
+batch of their own; what they answer is added, and the student gets the whole batch in its turn. A
+batch of which nothing is missing is finished at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from edl._checks import check_count
+from edl.distill.batches import join_parts
+from edl.distill.labels import Labelling
+from edl.distill.lengths import row_lengths
+from edl.distill.link import Wants
+from edl.distill.plan import Plan
+from edl.distill.settings import Model, PoolConfig
+from edl.distill.stream import Batch, Stream
+from edl.errors import ConfigError, NoTeacherError, SourceError, StoreError
+from edl.serving.wire import labels
+from edl.serving.wire.description import TensorSpec
+from edl.serving.wire.labels import TARGET_FEED
+from edl.store import LabelStore
+from edl.store.keys import Slot, digests
+from edl.store.records import KIND, Column, Kind, Labels
+from edl.store.store import Recalled
+
+logger = logging.getLogger(__name__)
+
+#: One in so many rows that are found by another key is compared with what the row holds.
+_COMPARED = 256
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """A reader's store. ``key``: the slots that rows are known by, instead of all that they hold;
+    ``models``: fingerprints of the models whose labels are wanted, by the names of the teachers;
+    ``limit``: bytes on the disk.
+    """
+
+    directory: Path
+    key: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    limit: Optional[int] = None
+
+
+def store_options(
+    store: Union[str, Path, None],
+    key: Union[str, Sequence[str], None],
+    model: Union[str, Mapping[str, str], None],
+    limit: Optional[int],
+    ins: Sequence[Optional[str]],
+    models: Sequence[Model],
+) -> Optional[StoreOptions]:
+    """What a reader's arguments say of its store. Raises ConfigError."""
+    if store is None:
+        if key is not None or model is not None or limit is not None:
+            raise ConfigError("store_key, store_model and store_bytes go with store=, a directory")
+        return None
+    names = (key,) if isinstance(key, str) else tuple(key or ())
+    for name in names:
+        if name not in ins:
+            raise ConfigError(f"store_key is {name!r}, which is not one of ins: {list(ins)!r}")
+    by_name = model if isinstance(model, Mapping) else {} if model is None else {"": model}
+    known = {each.name for each in models}
+    if not by_name.keys() <= known:
+        said = ", ".join(map(repr, known)) if known != {""} else "one model, which has no name"
+        raise ConfigError(f"store_model names {', '.join(map(repr, by_name))}; there is {said}")
+    if limit is not None:
+        check_count("store_bytes", limit)
+    return StoreOptions(Path(store), names, dict(by_name), limit)
+
+
+@dataclass
+class LookedUp:
+    """A batch of which a store has been asked. To a pool it is what is ``missing`` (row numbers);
+    see Columns. ``found``: what there was, by kind, and under which keys.
+    """
+
+    batch: Batch
+    missing: np.ndarray
+    found: list[tuple[Kind, list[bytes], Recalled]]
+    lengths: Optional[np.ndarray] = None
+    contents: dict[bytes, list[bytes]] = field(default_factory=dict)  # of what is missing, by kind
+
+    @property
+    def rows(self) -> int:
+        """How many rows are missing."""
+        return len(self.missing)
+
+    @property
+    def spared(self) -> int:
+        """How many are not."""
+        return self.batch.rows - len(self.missing)
+
+    @property
+    def nbytes(self) -> int:
+        """What the batch holds, and the labels that were found."""
+        arrays = (array for _, _, one in self.found for array in one.labels.columns.values())
+        return self.batch.nbytes + sum(array.nbytes for array in arrays)
+
+    @property
+    def epoch(self) -> int:
+        """See Columns."""
+        return self.batch.epoch
+
+    def has(self, name: str) -> bool:
+        """See Columns."""
+        return self.batch.has(name)
+
+    def column(self, index: int, name: str, start: int, stop: int) -> np.ndarray:
+        """See Columns; a view, where the rows follow each other. Raises SourceError."""
+        rows = self.missing[start:stop]
+        if not len(rows) or rows[-1] - rows[0] + 1 == len(rows):
+            first = int(rows[0]) if len(rows) else 0
+            return self.batch.column(index, name, first, first + len(rows))
+        return self.batch.column(index, name, 0, self.batch.rows)[rows]
+
+
+class Stages:
+    """What a reader's models have of its store, which they share. Raises StoreError if it cannot be
+    opened, MissingDependencyError without its libraries.
+    """
+
+    def __init__(
+        self, options: StoreOptions, models: Sequence[Model], configs: Sequence[PoolConfig]
+    ) -> None:
+        self._store = LabelStore(options.directory, options.limit)
+        self.models = [
+            Storing(self._store, model, options, config.wants)
+            for model, config in zip(models, configs)
+        ]
+
+    def begin(self, number: int) -> Storing:
+        """The model of this number, for an epoch that begins now."""
+        if not number:
+            self._store.refresh()
+        return self.models[number]
+
+    def end(self) -> None:
+        """An epoch has ended: what was added in it is on the disk, and others can read it."""
+        self._store.flush()
+        self._store.seal()
+
+    def close(self) -> None:
+        """Close the store. What was added is on the disk then, unless that takes very long."""
+        self._store.close()
+
+
+class Storing:
+    """One model's labels in a store. ``wants``: what its teachers are asked for. ``wanted_model``:
+    the fingerprint that the reader names; empty: none.
+    """
+
+    def __init__(
+        self, store: LabelStore, model: Model, options: StoreOptions, wants: Wants
+    ) -> None:
+        self.wanted_model = options.models.get(model.name, "")
+        self._store = store
+        self._model = model
+        self._key = options.key
+        slots = wants.ins or ()
+        self._slots = {name: index for index, name in enumerate(slots) if name is not None}
+        self._targets = wants.targets
+        self._lengths = wants.lengths
+        self._predictions = [_canonical(predict) for predict in model.predicts]
+        self._compared = False
+        self._warned = False
+        self._hits = self._misses = self._bytes = 0
+        self._seconds = 0.0
+        self._epoch_hits = self._epoch_misses = 0
+
+    # --- a stream's two ends ----------------------------------------------------------------
+
+    def look_up(self, batches: Iterator[Batch], stream: Stream) -> Iterator[LookedUp]:
+        """``batches`` with what the store has of them. The first one waits until it is known which
+        model's labels are wanted.
+        """
+        self._epoch_hits = self._epoch_misses = 0
+        self._compared = False
+        try:
+            kinds = self._settle(stream)
+            if kinds is None:
+                return
+            for batch in batches:
+                since = time.monotonic()
+                looked_up = self._look_up(batch, kinds)
+                self._count(looked_up, time.monotonic() - since)
+                yield looked_up
+                del batch, looked_up
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def merged(self, stream: Stream) -> Iterator[Batch]:
+        """The batches of a stream in their order, with all predictions; those of teachers are added
+        to the store. Raises what the stream raises.
+        """
+        while (finished := self._take(stream)) is not None:
+            if finished.error is not None:
+                raise finished.error
+            looked_up = finished.payload
+            for kind, keys, found in looked_up.found:
+                columns = self._merge(looked_up, kind, keys, found, finished.parts, stream)
+                for name, array in columns.items():
+                    looked_up.batch.predictions[self._model.column(name)] = array
+            batch = looked_up.batch
+            del finished, looked_up, found, columns
+            yield batch
+            del batch
+
+    def stats(self) -> dict[str, Any]:
+        """See DistillReader.stats."""
+        counters = self._store.counters
+        return {
+            **{"hits": self._hits, "misses": self._misses, "bytes": self._bytes},
+            **{"seconds": self._seconds, "added": counters.added, "dropped": counters.dropped},
+            **{"damaged": counters.damaged, "full": self._store.full},
+        }
+
+    def _take(self, stream: Stream) -> Any:
+        try:
+            return stream.take()
+        except NoTeacherError as error:
+            raise self._with_what_there_was(error) from error
+
+    def _with_what_there_was(self, error: NoTeacherError) -> NoTeacherError:
+        rows = self._epoch_hits + self._epoch_misses
+        return NoTeacherError(
+            f"{error}; the label store {self._store.directory} had {self._epoch_hits} of the "
+            f"{rows} rows of this epoch that were looked up"
+        )
+
+    def _count(self, looked_up: LookedUp, seconds: float) -> None:
+        self._hits += looked_up.spared
+        self._misses += looked_up.rows
+        self._epoch_hits += looked_up.spared
+        self._epoch_misses += looked_up.rows
+        self._bytes += looked_up.nbytes - looked_up.batch.nbytes
+        self._seconds += seconds
+
+    # --- which labels -----------------------------------------------------------------------
+
+    def _settle(self, stream: Stream) -> Optional[list[Kind]]:
+        """What is looked up in this epoch; None if the stream was left."""
+        known: dict[str, list[Kind]] = {}
+
+        def stored() -> Collection[str]:
+            known.update(self._stored())
+            return known.keys()
+
+        settled = stream.settle(stored)
+        if settled is None:
+            return None
+        model, plan = settled
+        if plan is not None:
+            return kinds_of(plan, model, self._key)
+        logger.warning(
+            "no teacher: labels are those of model %s in %s", model, self._store.directory
+        )
+        return known[model]
+
+    def _stored(self) -> dict[str, list[Kind]]:
+        """The models of which the store has every prediction that is wanted, and their kinds."""
+        models: dict[str, dict[str, Kind]] = {}
+        for kind in self._store.kinds():
+            if kind.prediction in self._predictions and self._fits(kind):
+                kinds = models.setdefault(kind.model, {})
+                before = kinds.get(kind.prediction)
+                if before is None or kind.trimmed:
+                    kinds[kind.prediction] = kind
+        return {
+            model: [kinds[prediction] for prediction in self._predictions]
+            for model, kinds in models.items()
+            if len(kinds) == len(self._predictions)
+        }
+
+    def _fits(self, kind: Kind) -> bool:
+        """Whether a teacher would be asked for just that by this reader."""
+        slots = self._slots.keys()
+        return (
+            kind.keyed_by == self._key
+            and slots >= set(kind.feeds)
+            and not slots & set(kind.unfed)
+            and kind.targets in ("", self._targets)
+            and (self._lengths is not None or not kind.trimmed)
+        )
+
+    # --- looking up -------------------------------------------------------------------------
+
+    def _look_up(self, batch: Batch, kinds: Sequence[Kind]) -> LookedUp:
+        lengths = self._row_lengths(batch, kinds)
+        made: dict[Any, list[bytes]] = {}
+        hits = np.ones(batch.rows, bool)
+        found = []
+        for kind in kinds:
+            names = kind.keyed_by or kind.feeds
+            sequences = () if kind.keyed_by else kind.sequences
+            if (names, sequences) not in made:
+                made[names, sequences] = digests(self._take_slots(batch, names, sequences), lengths)
+            keys = kind.keys(made[names, sequences], batch.epoch)
+            width = self._width(batch, kind)
+            recalled = self._store.recall(kind, keys, width, bool(kind.keyed_by))
+            hits &= recalled.hits
+            found.append((kind, keys, recalled))
+        looked_up = LookedUp(batch, np.flatnonzero(~hits), found, lengths)
+        for kind, keys, recalled in found:
+            if kind.keyed_by:
+                self._compare(looked_up, kind, keys, recalled, hits)
+                rows = looked_up.missing
+                looked_up.contents[kind.id] = self._contents(looked_up, kind, rows)
+        return looked_up
+
+    def _take_slots(
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        sequences: Sequence[str],
+        rows: Optional[np.ndarray] = None,
+    ) -> list[Slot]:
+        slots = []
+        for name in names:
+            array = batch.column(self._slots[name], name, 0, batch.rows)
+            slots.append(Slot(name, array if rows is None else array[rows], name in sequences))
+        return slots
+
+    def _row_lengths(self, batch: Batch, kinds: Sequence[Kind]) -> Optional[np.ndarray]:
+        """The lengths of the rows, if some kind is stored by them. Raises SourceError."""
+        name = self._lengths
+        if name is None or not any(kind.trimmed for kind in kinds):
+            return None
+        lengths = row_lengths(batch.column(self._slots[name], name, 0, batch.rows))
+        width = max(self._width(batch, kind) for kind in kinds)
+        if len(lengths) and lengths.max() > width:
+            raise SourceError(
+                f"{name!r}, the lengths: a row of {lengths.max()} tokens, but rows have {width}"
+            )
+        return lengths
+
+    def _width(self, batch: Batch, kind: Kind) -> int:
+        """Tokens of each row of the batch, if they are sequences."""
+        for name in kind.sequences:
+            array = batch.column(self._slots[name], name, 0, batch.rows)
+            if array.ndim > 1:
+                return int(array.shape[1])
+        return 0
+
+    def _contents(self, looked_up: LookedUp, kind: Kind, rows: np.ndarray) -> list[bytes]:
+        """Digests of what some of the rows hold."""
+        slots = self._take_slots(looked_up.batch, kind.feeds, kind.sequences, rows)
+        lengths = looked_up.lengths
+        return digests(slots, None if lengths is None else lengths[rows])
+
+    def _compare(
+        self,
+        looked_up: LookedUp,
+        kind: Kind,
+        keys: Sequence[bytes],
+        recalled: Recalled,
+        hits: np.ndarray,
+    ) -> None:
+        """Compare what some of the rows hold with what those held whose labels were found: the
+        first one of an epoch, and others from epoch to epoch. Raises StoreError.
+        """
+        epoch = looked_up.batch.epoch
+        rows = [
+            row
+            for row in np.flatnonzero(hits).tolist()
+            if (keys[row][KIND] ^ epoch) % _COMPARED == 0 or not self._compared
+        ]
+        if not self._compared:
+            rows = rows[:1]
+        if not rows:
+            return
+        self._compared = True
+        for row, content in zip(rows, self._contents(looked_up, kind, np.array(rows))):
+            if recalled.contents[row] != content:
+                named = {
+                    name: looked_up.batch.column(self._slots[name], name, row, row + 1)[0].tolist()
+                    for name in kind.keyed_by
+                }
+                raise StoreError(
+                    f"the labels that {self._store.directory} has under {named} are of a row that "
+                    "held something else: what store_key names does not stand for what teachers "
+                    "are fed (has the data, or the augmentation, changed?); leave out store_key, "
+                    "or use another directory"
+                )
+
+    # --- merging ----------------------------------------------------------------------------
+
+    def _merge(
+        self,
+        looked_up: LookedUp,
+        kind: Kind,
+        keys: Sequence[bytes],
+        found: Recalled,
+        parts: Sequence[dict[str, np.ndarray]],
+        stream: Stream,
+    ) -> dict[str, np.ndarray]:
+        """A prediction's columns for the whole batch. What is new is added to the store; the
+        student gets arrays of its own, which it may change.
+        """
+        gathered, missing = found.labels, looked_up.missing
+        if not parts:
+            return gathered.columns
+        answers = join_parts(parts, [column.name for column in kind.columns])
+        if not gathered.columns or len(missing) == looked_up.batch.rows:
+            columns = {name: array.copy() for name, array in answers.items()}
+        else:
+            columns = gathered.columns
+            for name, array in answers.items():
+                if columns[name].shape[1:] != array.shape[1:]:
+                    raise StoreError(
+                        f"rows of {name!r} are of shape {columns[name].shape[1:]} in the store, "
+                        f"and {array.shape[1:]} by a teacher of the same model"
+                    )
+                columns[name][missing] = array
+        lengths = None if looked_up.lengths is None else looked_up.lengths[missing]
+        if lengths is not None and kind.trimmed:
+            _fill_up(columns, kind, looked_up.lengths)
+        if len(missing) and self._may_add(kind, stream):
+            contents = looked_up.contents.get(kind.id)
+            own = [keys[row] for row in missing.tolist()]
+            self._store.add(Labels(kind, own, answers, lengths, contents))
+        return columns
+
+    def _may_add(self, kind: Kind, stream: Stream) -> bool:
+        """Whether what teachers answer is of this kind."""
+        plan = stream.plan()
+        if plan is None or kind in kinds_of(plan, kind.model, self._key):
+            return True
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "teachers of model %s serve %s otherwise than when it was stored: it is not added",
+                kind.model,
+                kind.prediction,
+            )
+        return False
+
+
+def _fill_up(columns: dict[str, np.ndarray], kind: Kind, lengths: Optional[np.ndarray]) -> None:
+    """Behind each row's own length nothing means anything: the same for all rows, then, wherever
+    they come from.
+    """
+    assert lengths is not None
+    for column in kind.columns:
+        array = columns[column.name]
+        if column.pad is not None and len(lengths) and lengths.min() < array.shape[1]:
+            array[np.arange(array.shape[1]) >= lengths[:, np.newaxis]] = column.pad
+
+
+def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
+    """What a teacher's answers are stored as, for each prediction. Raises ConfigError for one that
+    cannot be.
+    """
+    fed = {name: spec for _, name, spec in plan.feeds}
+    trimmed = plan.lengths is not None and not plan.whole
+    kinds = []
+    for ask in plan.asks:
+        slots = dict(fed)
+        targets, drawn = "", False
+        if isinstance(ask, Labelling):
+            prediction, columns = labels.ask(ask.name, ask.form), ask.columns
+            drawn = ask.form.samples > 0
+            if ask.form.target and plan.targets is not None:
+                targets = plan.targets[1]
+                slots[targets] = ask.feeds[TARGET_FEED]
+        else:
+            prediction = ask
+            columns = {name: spec for name, spec in plan.fetches if name == ask}
+        sequences = [name for name, spec in slots.items() if spec.pad is not None]
+        kinds.append(
+            Kind(
+                model,
+                prediction,
+                tuple(sorted(slots)),
+                tuple(_column(name, spec) for name, spec in columns.items()),
+                # What is drawn depends on whole rows.
+                tuple(sorted(sequences)) if trimmed and not drawn else (),
+                tuple(sorted(plan.unfed)),
+                targets,
+                drawn,
+                keyed_by,
+            )
+        )
+    return kinds
+
+
+def _column(name: str, spec: TensorSpec) -> Column:
+    if spec.dtype == "str":
+        raise ConfigError(f"{name!r} holds strings, which are not stored: leave out store=")
+    return Column(name, spec.shape, spec.dtype, spec.pad)
+
+
+def _canonical(predict: str) -> str:
+    """A prediction as kinds name it."""
+    name, form = labels.split(predict)
+    return predict if form is None else labels.ask(name, form)

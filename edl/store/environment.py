@@ -1,0 +1,236 @@
+"""One LMDB environment: kinds and records in a directory of its own.
+
+LMDB is a B+ tree in a memory map: readers take no locks and copy nothing, one process writes at a
+time, and what is committed stays, whenever a process is killed, for pages are never overwritten
+before the commit that replaces them is on the disk. (Howard Chu, "MDB: A Memory-Mapped Database and
+Backend for OpenLDAP", 2011.)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from edl.errors import StoreError
+from edl.store._libraries import import_lmdb
+from edl.store.records import Kind, checked
+
+#: What this module writes; stores of a later one are not touched.
+VERSION = 1
+
+_DATA = "data.mdb"
+_FIRST_MAP = 64 << 20
+_MOST_READERS = 1024
+
+#: Environments that this process has open: LMDB must not open one twice, because its locks are the
+#: process's and closing one copy would end those of the other. By real path, with their users.
+_open: dict[str, Environment] = {}
+_opening = threading.RLock()
+
+
+class Environment:
+    """See the module. ``path``: its directory. ``sealed``: it does not change any more, so nothing
+    in it needs a lock. Made by :func:`open_environment`, ended by :func:`release`.
+    """
+
+    def __init__(self, path: Path, sealed: bool, create: bool) -> None:
+        self.path = path
+        self.pid = os.getpid()
+        self.users = 0
+        self._sealed = sealed
+        self._lmdb = import_lmdb()
+        self._resizing = threading.Lock()  # no transaction of ours may run while the map grows
+        try:
+            self._env = self._lmdb.open(
+                str(path),
+                map_size=max(_FIRST_MAP, 2 * self.nbytes),
+                create=create,
+                readonly=sealed,
+                lock=not sealed,
+                max_dbs=3,
+                max_readers=_MOST_READERS,
+                readahead=False,
+                meminit=False,
+            )
+        except (self._lmdb.Error, OSError) as error:
+            raise StoreError(f"{path} is no label store that can be opened: {error}") from error
+        try:
+            self._check_length()
+            self._open_tables(create)
+        except self._lmdb.Error as error:
+            self._env.close()
+            raise StoreError(f"{path} is no label store: {error}") from error
+        except BaseException:
+            self._env.close()
+            raise
+
+    def _check_length(self) -> None:
+        """Reading behind a file's end kills a process, so one that was cut off is not read."""
+        pages, size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
+        if 0 < self.nbytes < pages * size:
+            raise StoreError(f"{self.path / _DATA} was cut off: remove it, or restore it")
+
+    def _open_tables(self, create: bool) -> None:
+        if not self._sealed:
+            self._env.reader_check()  # of processes that were killed
+        about = self._env.open_db(b"about", create=create)
+        with self._env.begin(write=create, db=about) as transaction:
+            said = transaction.get(b"version")
+            if said is None and create:
+                said = str(VERSION).encode()
+                transaction.put(b"version", said)
+        if said is None or not bytes(said).isdigit() or int(said) > VERSION:
+            raise StoreError(
+                f"{self.path} is of format {said!r}, and this EDL reads up to {VERSION}: use a "
+                "newer EDL, or another directory"
+            )
+        self._kinds = self._env.open_db(b"kinds", create=create)
+        self._labels = self._env.open_db(b"labels", create=create)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on the disk."""
+        try:
+            return (self.path / _DATA).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def read(self, keys: Iterable[bytes], take: Callable[[bytes, Any], None]) -> None:
+        """Call ``take(key, record)`` for each of the keys that is here. The record is a view, which
+        is of no use afterwards.
+        """
+        with self._resizing, self._begin(self._labels) as transaction:
+            for key in keys:
+                record = transaction.get(key)
+                if record is not None:
+                    take(key, record)
+
+    def has(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Those of the keys that are here."""
+        with self._resizing, self._begin(self._labels) as transaction:
+            return {key for key in keys if transaction.get(key) is not None}
+
+    def kinds(self) -> dict[bytes, Kind]:
+        """By id. Those that cannot be read, as of a later format, are left out."""
+        found = {}
+        with self._resizing, self._begin(self._kinds) as transaction:
+            for name, text in transaction.cursor():
+                try:
+                    found[bytes(name)] = Kind.parse(bytes(text))
+                except StoreError:
+                    continue
+        return found
+
+    def records(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Copies of all keys and records, or of those whose key begins so, in the order of the
+        keys; as they were when the iteration began, if nobody writes in between.
+        """
+        start = prefix
+        while True:
+            page: list[tuple[bytes, bytes]] = []
+            nbytes = 0
+            with self._resizing, self._begin(self._labels) as transaction:
+                cursor = transaction.cursor()
+                more = cursor.set_range(start) if start else cursor.first()
+                while more and nbytes < 16 << 20 and cursor.key()[: len(prefix)] == prefix:
+                    page.append((bytes(cursor.key()), bytes(cursor.value())))
+                    nbytes += len(page[-1][1])
+                    more = cursor.next()
+            if not page:
+                return
+            yield from page
+            start = page[-1][0] + b"\0"
+
+    def _begin(self, table: Any) -> Any:
+        try:
+            return self._env.begin(db=table, buffers=True)
+        except self._lmdb.MapResizedError:  # another process has let the map grow
+            self._env.set_mapsize(0)
+            return self._env.begin(db=table, buffers=True)
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def write(
+        self, records: Sequence[tuple[bytes, bytes]], kinds: Iterable[Kind], append: bool = False
+    ) -> None:
+        """Add records, all or none; they are on the disk when it returns. ``append``: keys come in
+        their order, which fills pages. Raises StoreError if there is no room on the disk.
+        """
+        while True:
+            try:
+                with self._env.begin(write=True) as transaction:
+                    for kind in kinds:
+                        transaction.put(kind.id, kind.text.encode(), db=self._kinds)
+                    transaction.cursor(self._labels).putmulti(records, append=append)
+                return
+            except self._lmdb.MapFullError:
+                need = sum(len(record) for _, record in records)
+                with self._resizing:
+                    size = self._env.info()["map_size"]
+                    self._env.set_mapsize(max(2 * size, size + 4 * need))
+            except self._lmdb.MapResizedError:
+                with self._resizing:
+                    self._env.set_mapsize(0)
+            except (self._lmdb.Error, OSError) as error:
+                raise StoreError(f"{self.path} takes no more labels: {error}") from error
+
+    def remove(self, keys: Iterable[bytes]) -> None:
+        """Remove records. Raises StoreError."""
+        try:
+            with self._env.begin(write=True, db=self._labels) as transaction:
+                for key in keys:
+                    transaction.delete(key)
+        except (self._lmdb.Error, OSError) as error:
+            raise StoreError(f"{self.path} cannot be written: {error}") from error
+
+    @property
+    def count(self) -> int:
+        """How many records it has."""
+        with self._resizing, self._begin(self._labels) as transaction:
+            return int(transaction.stat(self._labels)["entries"])
+
+    def damaged(self) -> list[bytes]:
+        """The keys of records that are not what was written, or of no known kind."""
+        kinds = self.kinds()
+        return [
+            key
+            for key, record in self.records()
+            if not checked(key, record) or key[:8] not in kinds
+        ]
+
+    def close(self) -> None:
+        """For ``release``."""
+        self._env.close()
+
+
+def open_environment(path: Path, *, sealed: bool = False, create: bool = False) -> Environment:
+    """The environment in this directory; the same object for all who have it open in this process.
+    Raises StoreError for what is none, was cut off, or is of a later format.
+    """
+    name = os.path.realpath(path)
+    with _opening:
+        found = _open.get(name)
+        if found is not None and found.pid != os.getpid():
+            found.close()  # the parent's: its memory, but nothing of its file, is here
+            del _open[name]
+            found = None
+        if found is None:
+            found = _open[name] = Environment(path, sealed, create)
+        found.users += 1
+        return found
+
+
+def release(environment: Environment) -> None:
+    """One of those who have it open does not need it any more."""
+    with _opening:
+        if environment.pid != os.getpid():
+            return
+        environment.users -= 1
+        if not environment.users:
+            environment.close()
+            _open.pop(os.path.realpath(environment.path), None)

@@ -1,0 +1,124 @@
+"""Where in a store's directory what is: which environments there are, and who may write which.
+
+================  ================================================================================
+``shared/``       of all processes of this machine, where its disk is the machine's own
+``NAME.live/``    of the one process that has made it, where machines share the file system: LMDB
+                  cannot be written, or be read while it is written, by two machines
+``NAME.sealed/``  a ``live`` one that is finished: it does not change any more, and all read it
+``in-use``        locked, shared, by all who have the store open
+================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import IO, Optional
+
+from edl.errors import StoreError
+
+SHARED, LIVE, SEALED = "shared", ".live", ".sealed"
+_OWNER, _IN_USE = "owner", "in-use"
+
+#: File systems that are one machine's own.
+_LOCAL = {
+    *("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "reiserfs"),
+    *("tmpfs", "xfs", "zfs"),
+}
+
+
+def is_local(path: Path) -> bool:
+    """Whether the file system of ``path`` is this machine's own, as far as is known."""
+    return _filesystem(path) in _LOCAL
+
+
+def _filesystem(path: Path) -> str:
+    """The type of the file system that ``path`` is on; empty if it is not known."""
+    real, best, kind = os.path.realpath(path), "", ""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def hold(directory: Path, *, alone: bool = False) -> IO[bytes]:
+    """Say that the store is in use, until the file is closed; ``alone``: by nobody else. Raises
+    StoreError if it is used by others.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = open(directory / _IN_USE, "ab")  # noqa: SIM115 (closed by who asked)
+    except OSError as error:
+        raise StoreError(f"no label store can be at {directory}: {error}") from error
+    try:
+        fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise StoreError(
+            f"the label store {directory} is in use: wait until its readers have ended"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return held
+
+
+def new_live(directory: Path) -> tuple[Path, IO[bytes]]:
+    """A directory for an environment of this process alone, and what says so while it is open."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    path, unowned = directory / f"{name}{LIVE}", directory / f"{name}.new"
+    try:
+        unowned.mkdir()
+        owner = open(unowned / _OWNER, "ab")  # noqa: SIM115 (closed by who asked)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unowned.rename(path)
+    except OSError as error:
+        raise StoreError(f"no label store can be at {directory}: {error}") from error
+    return path, owner
+
+
+def seal(live: Path) -> Path:
+    """Nobody writes there any more; where it is now."""
+    sealed = live.with_name(live.name[: -len(LIVE)] + SEALED)
+    live.rename(sealed)
+    return sealed
+
+
+def seal_orphans(directory: Path) -> None:
+    """Seal what processes of this machine have left behind that were killed."""
+    for live in sorted(directory.glob(f"*{LIVE}")):
+        if not live.name.startswith(f"{socket.gethostname()}-"):
+            continue  # whether a process of another machine is alive cannot be told
+        with contextlib.suppress(OSError), open(live / _OWNER, "ab") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            seal(live)
+
+
+def sealed_ones(directory: Path) -> list[Path]:
+    """Those that do not change any more, the newest first."""
+    found = [path for path in directory.glob(f"*{SEALED}") if path.is_dir()]
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def shared_one(directory: Path) -> Optional[Path]:
+    """That of all processes of a machine, if there is one."""
+    path = directory / SHARED
+    return path if path.is_dir() else None

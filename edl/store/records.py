@@ -1,0 +1,299 @@
+"""What is stored: of what kind labels are, and the record of one row.
+
+A kind is one prediction of one model, in one form, of certain slots. All that is needed to read its
+records is in it, so a store can be read where no teacher is.
+
+A record is, in little-endian bytes:
+
+========  =====================================================================================
+8         XXH3 (64 bits) of the key and of all that follows
+16        the digest of what the row holds, of kinds whose keys are made of something else
+4 each    the sizes of the columns' dimensions of any size (-1), in their order
+the rest  the row's columns, one after the other, in their order
+========  =====================================================================================
+
+The row of a sequence is stored in its own length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from edl.errors import StoreError
+from edl.store._libraries import import_xxhash
+from edl.store.keys import DIGEST, as_octets
+
+_CHECKSUM = struct.Struct("<Q")
+_EPOCH = struct.Struct(">I")
+
+#: Bytes of a kind's id, which keys begin with.
+KIND = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a prediction: the shape of a row (-1: any size) and numpy's name of the dtype.
+    ``pad``: its rows are sequences, and this is what is behind their end; None: they are not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pad: Union[int, float, None] = None
+
+    @property
+    def open(self) -> tuple[int, ...]:
+        """Which dimensions of a row are of any size."""
+        return tuple(index for index, size in enumerate(self.shape) if size < 0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Labels that may stand for one another, if the rows are the same.
+
+    ``model``: the fingerprint. ``prediction``: the name of the output, with the form in which it is
+    stored. ``feeds``: the slots that labels depend on; ``unfed``: those that the model could have
+    been fed, and was not. ``targets``: the slot of the ids whose logits are stored. ``sequences``:
+    those of the slots that are cut to the length of the row. ``drawn``: labels belong to one epoch.
+    ``keyed_by``: the slots that keys are made of, if these are not ``feeds``. ``columns``: the
+    arrays.
+    """
+
+    model: str
+    prediction: str
+    feeds: tuple[str, ...]
+    columns: tuple[Column, ...]
+    sequences: tuple[str, ...] = ()
+    unfed: tuple[str, ...] = ()
+    targets: str = ""
+    drawn: bool = False
+    keyed_by: tuple[str, ...] = ()
+
+    @cached_property
+    def text(self) -> str:
+        """The kind as one line of JSON, always the same for the same kind."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @cached_property
+    def id(self) -> bytes:
+        """By which keys name it."""
+        return import_xxhash().xxh3_64_digest(self.text.encode())
+
+    @classmethod
+    def parse(cls, text: Union[str, bytes]) -> Kind:
+        """The inverse of ``text``. Raises StoreError."""
+        try:
+            said = json.loads(text)
+            columns = [
+                Column(**{**each, "shape": tuple(each["shape"])}) for each in said["columns"]
+            ]
+            names = ("feeds", "sequences", "unfed", "keyed_by")
+            kind = cls(**{**said, "columns": tuple(columns), **{n: tuple(said[n]) for n in names}})
+            for column in columns:
+                np.dtype(column.dtype)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"no kind of labels: {text[:200]!r} ({error})") from error
+        return kind
+
+    def keys(self, digests: Sequence[bytes], epoch: int) -> list[bytes]:
+        """Where the labels of rows with these digests are."""
+        end = _EPOCH.pack(epoch) if self.drawn else b""
+        return [self.id + digest + end for digest in digests]
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether rows are stored in their own length."""
+        return bool(self.sequences)
+
+    @cached_property
+    def head(self) -> int:
+        """Bytes in front of the columns."""
+        sizes = sum(len(column.open) for column in self.columns)
+        return _CHECKSUM.size + (DIGEST if self.keyed_by else 0) + 4 * sizes
+
+
+def checked(key: bytes, record: Any) -> bool:
+    """Whether a record is what was written under its key."""
+    if len(record) < _CHECKSUM.size:
+        return False
+    return _CHECKSUM.unpack_from(record)[0] == _checksum(key, record[_CHECKSUM.size :])
+
+
+def _checksum(key: bytes, rest: Any) -> int:
+    made = import_xxhash().xxh3_64(key)
+    made.update(rest)
+    return made.intdigest()
+
+
+def content_of(kind: Kind, record: Any) -> bytes:
+    """The digest of what the row held, of a kind that is keyed by something else."""
+    return bytes(record[_CHECKSUM.size : _CHECKSUM.size + DIGEST])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of some rows, to be stored: arrays (rows, ...) by column. ``lengths``: (rows,), where
+    rows are stored in their own. ``contents``: digests, where keys are made of something else.
+    """
+
+    kind: Kind
+    keys: Sequence[bytes]
+    columns: Mapping[str, np.ndarray]
+    lengths: Optional[np.ndarray] = None
+    contents: Optional[Sequence[bytes]] = None
+
+    @property
+    def nbytes(self) -> int:
+        """What they hold."""
+        return sum(array.nbytes for array in self.columns.values())
+
+    def records(self) -> Iterator[bytes]:
+        """The record of each row."""
+        kind = self.kind
+        views = [_RowViews(column, self.columns[column.name]) for column in kind.columns]
+        sizes = [size for view in views for size in view.sizes]
+        fixed = struct.pack(f"<{len(sizes)}I", *sizes)
+        lengths = self.lengths.tolist() if kind.trimmed and self.lengths is not None else None
+        for row, key in enumerate(self.keys):
+            length = None if lengths is None else lengths[row]
+            if length is not None:
+                sizes = [size for view in views for size in view.sizes_of(length)]
+                fixed = struct.pack(f"<{len(sizes)}I", *sizes)
+            content = self.contents[row] if self.contents is not None else b""
+            rest = b"".join([content, fixed, *(view.row(row, length) for view in views)])
+            yield _CHECKSUM.pack(_checksum(key, rest)) + rest
+
+    def row(self, index: int) -> Labels:
+        """One of them."""
+        lengths, contents = self.lengths, self.contents
+        return Labels(
+            self.kind,
+            [self.keys[index]],
+            {name: array[index : index + 1] for name, array in self.columns.items()},
+            None if lengths is None else lengths[index : index + 1],
+            None if contents is None else [contents[index]],
+        )
+
+
+class _RowViews:
+    """The bytes of each row of a column."""
+
+    def __init__(self, column: Column, array: np.ndarray) -> None:
+        array = np.asarray(array, column.dtype)
+        self._column = column
+        self._octets = as_octets(array).data
+        self._stride = array.dtype.itemsize * math.prod(array.shape[1:])
+        width = array.shape[1] if array.ndim > 1 else 1
+        self._token = self._stride // width if width else 0
+        self._row_shape = array.shape[1:]
+        self.sizes = [self._row_shape[index] for index in column.open]
+
+    def sizes_of(self, length: int) -> list[int]:
+        """Those of a row that is so long."""
+        if self._column.pad is None:
+            return self.sizes
+        return [length, *self.sizes[1:]]
+
+    def row(self, row: int, length: Optional[int]) -> memoryview:
+        start = row * self._stride
+        cut = length is not None and self._column.pad is not None
+        return self._octets[start : start + (self._token * (length or 0) if cut else self._stride)]
+
+
+class Gathered:
+    """Arrays (rows, ...) by column, into which records are copied row by row. ``width``: tokens of
+    a row, where rows are stored in their own length.
+    """
+
+    def __init__(self, kind: Kind, rows: int, width: int = 0) -> None:
+        self.kind = kind
+        self.rows = rows
+        self.width = width
+        self.columns: dict[str, np.ndarray] = {}
+        self._targets: list[_Target] = []
+        self._fitting: dict[tuple[int, ...], Optional[list[int]]] = {}
+
+    def put(self, row: int, record: Any) -> bool:
+        """Copy a record's columns to a row; false if they do not fit there."""
+        head = self.kind.head
+        count = sum(len(column.open) for column in self.kind.columns)
+        if len(record) < head:
+            return False
+        sizes = struct.unpack_from(f"<{count}I", record, head - 4 * count)
+        if not self._targets:
+            self.allocate(sizes)
+        if sizes not in self._fitting:
+            self._fitting[sizes] = self._fit(sizes)
+        plan = self._fitting[sizes]
+        if plan is None or head + sum(plan) != len(record):
+            return False
+        start = head
+        for target, size in zip(self._targets, plan):
+            target.copy(row, record[start : start + size])
+            start += size
+        return True
+
+    def allocate(self, sizes: Sequence[int]) -> None:
+        """Make the arrays, for rows whose dimensions of any size are such."""
+        left = list(sizes)
+        shapes = {}
+        for column in self.kind.columns:
+            shape = [left.pop(0) if size < 0 else size for size in column.shape]
+            if column.pad is not None and self.kind.trimmed:
+                shape[0] = self.width
+            shapes[column] = shape
+        self.columns = {
+            column.name: np.empty((self.rows, *shape), column.dtype)
+            for column, shape in shapes.items()
+        }
+        self._targets = [
+            _Target(column, self.columns[column.name], self.kind.trimmed)
+            for column in self.kind.columns
+        ]
+
+    def _fit(self, sizes: Sequence[int]) -> Optional[list[int]]:
+        """Bytes of each column in a record with such sizes; None if it has no place here."""
+        left = list(sizes)
+        plan = []
+        for target in self._targets:
+            shape = [left.pop(0) if size < 0 else size for size in target.column.shape]
+            nbytes = target.nbytes(shape)
+            if nbytes is None:
+                return None
+            plan.append(nbytes)
+        return plan
+
+
+class _Target:
+    """Where the rows of one column go."""
+
+    def __init__(self, column: Column, array: np.ndarray, trimmed: bool) -> None:
+        self.column = column
+        self._array = array
+        self._cut = trimmed and column.pad is not None
+        self._octets = array.reshape(-1).view(np.uint8).data
+        self._stride = array.dtype.itemsize * math.prod(array.shape[1:])
+        width = array.shape[1] if array.ndim > 1 else 1
+        self._token = self._stride // width if width else 0
+
+    def nbytes(self, shape: Sequence[int]) -> Optional[int]:
+        """Of a row of this shape; None if it has no place here."""
+        here = self._array.shape[1:]
+        if self._cut:
+            fits = shape[0] <= here[0] and tuple(shape[1:]) == here[1:]
+            return shape[0] * self._token if fits else None
+        return self._stride if tuple(shape) == here else None
+
+    def copy(self, row: int, octets: Any) -> None:
+        start = row * self._stride
+        self._octets[start : start + len(octets)] = octets
+        if len(octets) < self._stride:
+            self._array[row, len(octets) // self._token if self._token else 0 :] = self.column.pad

@@ -1,0 +1,372 @@
+"""LabelStore: what teachers have said of rows, in a directory that many processes read and fill."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Optional, Union
+
+import numpy as np
+
+from edl.errors import StoreError
+from edl.store import places
+from edl.store.environment import Environment, open_environment, release
+from edl.store.records import Gathered, Kind, Labels, checked, content_of
+
+logger = logging.getLogger(__name__)
+
+#: What is added is on the disk so many seconds later, or when there are so many bytes of it.
+_COMMIT_EVERY, _COMMIT_BYTES = 1.0, 64 << 20
+
+#: Bytes that may wait for a slow disk, before labels are let go.
+_MOST_WAITING = 512 << 20
+
+
+#: What a label may take on the disk at most, times its own bytes: pages are not all full.
+_OVERHEAD = 2
+
+
+@dataclass
+class Counters:
+    """What has happened to one store in this process. ``added``: labels of rows on the disk;
+    ``dropped``: those that were not stored; ``damaged``: records that were not what was written.
+    """
+
+    added: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Recalled:
+    """What a store has of some rows: ``hits`` (rows,) bool, and the labels of these. ``contents``:
+    digests of what the rows held, of those that are keyed by something else.
+    """
+
+    hits: np.ndarray
+    labels: Gathered
+    contents: dict[int, bytes] = field(default_factory=dict)
+
+
+class LabelStore:
+    """Labels by what rows hold, in ``directory``, which is made if need be. Safe to use from
+    several threads; a forked process opens its own.
+
+    ``limit``: bytes on the disk, of all processes together, from which on nothing more is added.
+    ``local``: whether the directory is on a disk of this machine alone; None: see for yourself.
+    Where it is, all processes share one environment. Where machines share the file system, each
+    process fills one of its own, which others read when it is sealed: see :meth:`seal`.
+
+    Raises StoreError for a directory that is none, or holds what a later EDL has written, and
+    MissingDependencyError without lmdb and xxhash.
+    """
+
+    def __init__(
+        self,
+        directory: Union[str, Path],
+        limit: Optional[int] = None,
+        *,
+        local: Optional[bool] = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.counters = Counters()
+        self._pid = os.getpid()
+        self._limit = limit
+        self._held = places.hold(self.directory)
+        self._local = places.is_local(self.directory) if local is None else local
+        self._lock = threading.Condition()
+        self._own: Optional[Environment] = None
+        self._owner: Optional[IO[bytes]] = None
+        self._others: dict[Path, Environment] = {}
+        self._left_out: set[Path] = set()
+        self._waiting: list[Labels] = []
+        self._waiting_bytes = 0
+        self._pending: dict[bytes, tuple[Labels, int]] = {}
+        self._known: set[bytes] = set()  # kinds that our environment has
+        self._full = ""
+        self._asked = self._done = 0  # flushes
+        self._ended = False
+        self._writer: Optional[threading.Thread] = None
+        try:
+            places.seal_orphans(self.directory)
+            if self._local:
+                path = self.directory / places.SHARED
+                path.mkdir(exist_ok=True)
+                self._own = open_environment(path, create=True)
+            self.refresh()
+        except BaseException:
+            self._release_all()
+            raise
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Look for environments that others have sealed since."""
+        paths = places.sealed_ones(self.directory)
+        shared = None if self._local else places.shared_one(self.directory)
+        paths += [shared] if shared is not None else []
+        with self._lock:
+            for path in self._others.keys() - set(paths):  # they were put together
+                release(self._others.pop(path))
+            for path in paths:
+                if path in self._others or path in self._left_out:
+                    continue
+                try:
+                    self._others[path] = open_environment(path, sealed=True)
+                except StoreError as error:
+                    self._left_out.add(path)
+                    logger.warning("its labels are left out: %s", error)
+
+    def kinds(self) -> list[Kind]:
+        """The kinds of labels that there are."""
+        with self._lock:
+            found = {labels.kind.id: labels.kind for labels in self._waiting}
+        for environment in self._environments():
+            found.update(environment.kinds())
+        return list(found.values())
+
+    def recall(
+        self, kind: Kind, keys: Sequence[bytes], width: int = 0, read_contents: bool = False
+    ) -> Recalled:
+        """The labels that there are under these keys. ``width``: see Gathered. A record that is
+        damaged is none; that is logged.
+        """
+        gathered = Gathered(kind, len(keys), width)
+        hits = np.zeros(len(keys), bool)
+        found = Recalled(hits, gathered)
+        wanted: dict[bytes, list[int]] = {}
+        for row, key in enumerate(keys):
+            wanted.setdefault(key, []).append(row)
+
+        def take(key: bytes, record: Any) -> None:
+            if not checked(key, record):
+                self._note_damage(key)
+                return
+            for row in wanted[key]:
+                hits[row] = gathered.put(row, record)
+                if read_contents:
+                    found.contents[row] = content_of(kind, record)
+            if all(hits[row] for row in wanted[key]):
+                del wanted[key]
+
+        with self._lock:
+            pending = {key: self._pending[key] for key in wanted if key in self._pending}
+        for key, (labels, index) in pending.items():
+            (record,) = labels.row(index).records()
+            take(key, memoryview(record))
+        for environment in self._environments():
+            if wanted:
+                environment.read(list(wanted), take)
+        return found
+
+    def _environments(self) -> list[Environment]:
+        with self._lock:
+            own = [] if self._own is None else [self._own]
+            return own + list(self._others.values())
+
+    def _note_damage(self, key: bytes) -> None:
+        self.counters.damaged += 1
+        if self.counters.damaged == 1:
+            logger.error(
+                "%s holds a record (%s) that is not what was written; it is asked for anew, and so "
+                "are others like it: edl labels verify %s says how many there are",
+                self.directory,
+                key.hex(),
+                self.directory,
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """What all of it takes on the disk."""
+        return sum(environment.nbytes for environment in self._environments())
+
+    # --- adding -----------------------------------------------------------------------------
+
+    def add(self, labels: Labels) -> None:
+        """Add labels soon; until then they can be recalled by this process. Waits for nothing. The
+        arrays must not change any more.
+
+        They are on the disk, whatever happens then to this process or the machine, after a second
+        or 64 MiB, or when :meth:`flush` has returned.
+        """
+        with self._lock:
+            if self._full or self._ended or self._waiting_bytes >= _MOST_WAITING:
+                self._drop(len(labels.keys))
+                return
+            self._waiting.append(labels)
+            self._waiting_bytes += labels.nbytes
+            for index, key in enumerate(labels.keys):
+                self._pending[key] = labels, index
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._write_on, name="edl-store", daemon=True
+                )
+                self._writer.start()
+            self._lock.notify_all()
+
+    def _drop(self, rows: int) -> None:
+        """With the lock."""
+        if not self.counters.dropped and not self._full:
+            logger.warning(
+                "the disk of %s is too slow: labels that it has no time for are not stored",
+                self.directory,
+            )
+        self.counters.dropped += rows
+
+    @property
+    def full(self) -> str:
+        """Why nothing is added any more; empty if it is."""
+        return self._full
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until what has been added is on the disk; whether that was within ``timeout``."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._asked += 1
+            asked = self._asked
+            self._lock.notify_all()
+            while self._waiting and self._done < asked:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._lock.wait(left)
+        return True
+
+    def _write_on(self) -> None:
+        """The thread that writes, to its end."""
+        while True:
+            with self._lock:
+                while not self._waiting and not self._ended:
+                    self._done = self._asked
+                    self._lock.notify_all()
+                    self._lock.wait()
+                due = time.monotonic() + _COMMIT_EVERY
+                while not self._ended and self._done == self._asked:
+                    left = due - time.monotonic()
+                    if left <= 0 or self._waiting_bytes >= _COMMIT_BYTES:
+                        break
+                    self._lock.wait(left)
+                asked, labels = self._asked, list(self._waiting)
+                if not labels:
+                    self._done = asked
+                    self._lock.notify_all()
+                    return
+            problem = ""
+            try:
+                problem = self._write(labels)
+            except Exception as error:
+                logger.exception("labels cannot be stored")
+                problem = f"{type(error).__name__}: {error}"
+            with self._lock:
+                self._settle(labels, problem)
+                self._done = max(self._done, asked)
+                self._lock.notify_all()
+
+    def _settle(self, labels: Sequence[Labels], problem: str) -> None:
+        """They are on the disk, or never will be. With the lock."""
+        del self._waiting[: len(labels)]
+        rows = sum(len(each.keys) for each in labels)
+        for each in labels:
+            self._waiting_bytes -= each.nbytes
+            for key in each.keys:
+                if self._pending.get(key, (None,))[0] is each:
+                    del self._pending[key]
+        if not problem:
+            self.counters.added += rows
+            return
+        if not self._full:
+            self._full = problem
+            logger.warning("no more labels are stored: %s", problem)
+        self.counters.dropped += rows
+
+    def _write(self, labels: Sequence[Labels]) -> str:
+        """Why not, if they could not be written."""
+        if self._full:
+            return self._full
+        if self._limit is not None:
+            will_be = self.nbytes + _OVERHEAD * sum(each.nbytes for each in labels)
+            if will_be > self._limit:
+                return f"{self.directory} would be larger than its limit of {self._limit} bytes"
+        records: list[tuple[bytes, bytes]] = []
+        for each in labels:
+            records += zip(each.keys, each.records())
+        new = {each.kind for each in labels if each.kind.id not in self._known}
+        try:
+            self._own_environment().write(records, new)
+        except (StoreError, OSError) as error:
+            return str(error)
+        self._known |= {kind.id for kind in new}
+        self.counters.bytes += sum(len(record) for _, record in records)
+        return ""
+
+    def _own_environment(self) -> Environment:
+        """The one that this process writes to; made now if need be."""
+        own = self._own
+        if own is None:
+            path, owner = places.new_live(self.directory)
+            own = open_environment(path, create=True)
+            with self._lock:
+                self._own, self._owner, self._known = own, owner, set()
+        return own
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def seal(self, timeout: float = 10.0) -> None:
+        """Let other machines read what this process has added, where they share the file system;
+        where they do not, nothing is to be done. Call it when an epoch ends, for instance.
+        """
+        if self._local or not self.flush(timeout):
+            return
+        with self._lock:
+            if self._waiting:
+                return
+            own, owner, self._own, self._owner = self._own, self._owner, None, None
+        if own is None:
+            return
+        release(own)
+        with contextlib.suppress(OSError):
+            places.seal(own.path)
+        if owner is not None:
+            owner.close()
+        self.refresh()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Write what is to be written, for so many seconds at most, and close everything. In a
+        process that was forked it does nothing. What is not on the disk then is lost; that is
+        logged.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._ended = True
+            self._lock.notify_all()
+            writer = self._writer
+        if writer is not None and writer is not threading.current_thread():
+            writer.join(timeout)
+            if writer.is_alive():
+                logger.warning("%s: what was added last is not on the disk", self.directory)
+                return
+        self.seal(0.0)
+        self._release_all()
+
+    def _release_all(self) -> None:
+        with self._lock:
+            environments = list(self._others.values())
+            environments += [] if self._own is None else [self._own]
+            self._own, self._others = None, {}
+        for environment in environments:
+            release(environment)
+        self._held.close()
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
