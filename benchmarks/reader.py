@@ -14,20 +14,13 @@ killed at the end and not counted).
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import venv
-from pathlib import Path
 
 import numpy as np
 from _nothing import Peer, bare_round_trip
+from _original import make_original_environment, run_original
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +29,6 @@ from edl.distill import DistillReader, TeacherPool
 BATCH = 32
 SHAPES = {(1, 28, 28): 3000, (3, 224, 224): 120}  # shape: batches per round
 LABELS = {(1, 28, 28): 10, (3, 224, 224): 1000}
-ORIGINAL_VENV = Path(tempfile.gettempdir()) / "edl-benchmark-original"
 
 
 def run_reader(shape: tuple, peers: list[Peer], count: int) -> tuple[float, float]:
@@ -78,62 +70,6 @@ def run_bare(shape: tuple, peer: Peer, count: int) -> tuple[float, float]:
         for _ in range(count):
             bare_round_trip(conn, image, answer)
         return (time.perf_counter() - started) / count, (time.process_time() - cpu) / count
-
-
-ORIGINAL = """
-import json, resource, sys, time, types, logging
-import numpy as np
-sys.modules["paddle_serving_client"] = types.SimpleNamespace(Client=None)  # is replaced
-from paddle_edl.distill import distill_worker, distill_reader
-logging.disable(logging.CRITICAL)
-distill_worker._NOP_PREDICT_TEST = True
-shape, count, teachers = json.loads(sys.argv[1])
-def source():
-    image, label = np.zeros((32, *shape), np.float32), np.zeros((32, 1), np.int64)
-    for _ in range(count + 1):
-        yield image, label
-reader = distill_reader.DistillReader(ins=["img", "label"], predicts=["prob"])
-reader.set_serving_conf_file(sys.argv[2])
-reader.set_teacher_batch_size(32)
-reader.set_fixed_teacher(["127.0.0.1:%d" % (9000 + n) for n in range(teachers)])
-reader.set_batch_generator(source)
-for number, _ in enumerate(reader()):
-    if number == 0:
-        started = time.perf_counter()
-print(json.dumps((time.perf_counter() - started) / count), flush=True)
-"""
-
-
-def run_original(shape: tuple, teachers: int, count: int) -> tuple[float, float]:
-    """The same for paddle_edl 0.3.1 in its own environment. Raises CalledProcessError."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    script = ORIGINAL_VENV / "original.py"
-    script.write_text(ORIGINAL)
-    process = subprocess.Popen(
-        [ORIGINAL_VENV / "bin/python", script, json.dumps([shape, count, teachers]), script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    os.killpg(process.pid, signal.SIGKILL)  # its workers too: they do not end by themselves
-    process.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return json.loads(line), cpu / count
-
-
-def make_original_environment() -> bool:
-    """A virtual environment with paddle_edl 0.3.1; whether that worked."""
-    if not (ORIGINAL_VENV / "ready").exists():
-        venv.create(ORIGINAL_VENV, with_pip=True, clear=True)
-        pip = [ORIGINAL_VENV / "bin/python", "-m", "pip", "install", "-q"]
-        for arguments in (["paddle_edl==0.3.1", "--no-deps"], ["six", "numpy"]):
-            if subprocess.run([*pip, *arguments], check=False).returncode:
-                return False
-        (ORIGINAL_VENV / "ready").touch()
-    return True
 
 
 def main() -> None:

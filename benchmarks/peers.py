@@ -1,0 +1,329 @@
+"""EDL beside what people would use instead: Ray, gRPC, ZeroMQ, Paddle Serving, sockets.
+
+python benchmarks/peers.py [GROUP ...] [--rounds N] [--seconds S] [--json] [--no-peers] [--quick]
+
+One table, one run, everything in turn in every round. A line is a whole pipeline in a process of
+its own: batches in, the answers of a model that does nothing out, in order, every one checked
+(first that all bytes of a batch have arrived, and all of an answer; then that each answer is its
+batch's). All have the same model and the same batches, and are given the window that suits them: a
+bare round trip one, Ray, gRPC and ZeroMQ four batches in flight. Groups:
+
+- 3x224x224, 1x28x28: 32 rows of float32, soft labels back. 8x2048: int64 ids, answers of the size
+  of top-64 labels.
+- row: one small row after the other, and 32 in flight.
+- sentences: requests of one row with 16 to 512 ids, from 8 students at once, beside a loop over
+  batches of the same rows in one process; a model of convolutions.
+- ResNet-18: batches of 8 through ``edl teacher`` with one and 8 students, beside a loop.
+
+"Each" is a batch, or a request; CPU is that of the student's process. Figures are medians over the
+rounds; spread is (max - min) / median. The run ends with the aims, as medians of each round's own
+ratios.
+
+Peers are installed on first use, into an environment of their own (.venv-peers); what cannot be
+installed is left out, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from _original import make_original_environment, run_original
+from _peers.aims import Outcome, Sample, aims, judge, spread
+from _peers.environments import with_package, with_paddle_serving
+from _peers.lines import GROUPS, HOSTED, HTTP, LOOP, ORIGINAL, UNITS, lines, students
+from _peers.students import LeftOut, Student, sample, started, together
+from _peers.work import LONGEST, NOTHING, filled_up, sentences
+from _teachers import ROOT, teachers
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Options:
+    """How long and how much. ``model_batches``: of the real models, for all students together."""
+
+    groups: Sequence[str]
+    rounds: int
+    seconds: float
+    peers: bool
+    crowd: int
+    requests: int
+    model_batches: int
+
+
+@dataclass
+class Measured:
+    """What was found: the samples by group and line, and what is left out with the reason."""
+
+    results: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+Turn = Callable[[], Sample]
+
+
+# --- models that do nothing ----------------------------------------------------------------------
+
+
+@contextmanager
+def nothing(group: str, options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
+    """The turns of a group with a model that does nothing."""
+    predictor, together = HOSTED[group]
+    arguments = ["--python", f"_peers.models:{predictor}", "--max-batch-rows", str(together)]
+    turns: dict[str, Turn] = {}
+    with teachers(2, arguments) as endpoints, ExitStack() as stack:
+        for line in lines(group, endpoints, options.peers):
+            try:
+                python = environment(line.package)
+                spec = (line.pipeline, {"name": group}, line.options, python)
+                (student,) = started(stack, spec)
+            except LeftOut as reason:
+                left_out.append(f"{group}, {line.name}: {reason}")
+                continue
+            turns[line.name] = lambda student=student: sample(student.ask("for", options.seconds))
+            if line.name == HTTP and group != "row" and options.peers:
+                turns |= original(group, options, left_out)
+        yield turns
+
+
+def environment(package: str) -> str:
+    """The Python that has the package; ours, if none is needed. Raises LeftOut."""
+    if not package:
+        return sys.executable
+    python = with_paddle_serving() if package == "serving" else with_package(package)
+    if python is None:
+        raise LeftOut(f"{package} could not be installed")
+    return python
+
+
+def original(group: str, options: Options, left_out: list[str]) -> dict[str, Turn]:
+    """The original's turn. Its predictor transfers nothing: all this costs is its pipeline."""
+    work = NOTHING[group]
+    if work.feed != "img":
+        return {}
+    if not make_original_environment():
+        left_out.append(f"{group}, {ORIGINAL}: paddle_edl could not be installed")
+        return {}
+    count = max(4, round(options.seconds * (15 if work.feed_bytes > 1e6 else 1500)))
+
+    def turn() -> Sample:
+        seconds, cpu = run_original(work.shape[1:], 1, count)
+        return Sample(1 / seconds, cpu)
+
+    try:
+        run_original(work.shape[1:], 1, 1)
+    except (OSError, ValueError) as error:
+        left_out.append(f"{group}, {ORIGINAL}: {error}")
+        return {}
+    return {ORIGINAL: turn}
+
+
+# --- real models ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def exported(name: str) -> Iterator[str]:
+    """A directory with the model."""
+    with tempfile.TemporaryDirectory(prefix="edl-benchmark-") as directory:
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "_peers.models", name, directory],
+            check=True,
+            capture_output=True,
+            cwd=ROOT / "benchmarks",
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        yield directory
+
+
+@contextmanager
+def resnet(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
+    """The turns with a ResNet-18: the loop, one student, several."""
+    work: dict[str, Any] = {"name": "ResNet-18"}
+    with exported("resnet18") as model, ExitStack() as stack:
+        loop = recorded(stack, work, {"model": model}, 4)
+        (endpoint,) = stack.enter_context(teachers(1, ["--model", model]))
+        given = {"endpoints": [endpoint], "way": ""}
+        crowd = started(stack, *[("reader", work, given)] * options.crowd)
+        count = options.model_batches
+        yield {
+            LOOP: lambda: sample(loop.ask("batches", count)),
+            students(1): lambda: together(crowd[:1], count),
+            students(len(crowd)): lambda: together(crowd, -(-count // len(crowd))),
+        }
+
+
+@contextmanager
+def ragged(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
+    """The turns with rows of different length: the loop over batches, and a crowd's requests."""
+    rows, count = 32, options.requests
+    work: dict[str, Any] = {"name": "sentences", "count": count}
+    batches = len(filled_up(sentences(count), rows))
+    limits = ["--max-batch-rows", str(rows), "--max-batch-tokens", str(rows * LONGEST)]
+    with exported("sentences") as model, ExitStack() as stack:
+        given = {"model": model, "pads": {"ids": 0}}
+        loop = recorded(stack, {**work, "batch_rows": rows}, given, batches)
+        arguments = ["--model", model, "--pad", "ids=0", *limits]
+        (endpoint,) = stack.enter_context(teachers(1, arguments))
+        asking = {"endpoint": endpoint, "window": 16, "way": ""}
+        parts = [
+            {**work, "batch_rows": 1, "part": (number, options.crowd)}
+            for number in range(options.crowd)
+        ]
+        crowd = started(stack, *[("pool", part, asking) for part in parts])
+        each = count // options.crowd
+
+        def looped() -> Sample:
+            """In requests, not in batches."""
+            rate, cpu = sample(loop.ask("batches", batches))
+            return Sample(rate * count / batches, cpu * batches / count)
+
+        yield {LOOP: looped, students(len(crowd)): lambda: together(crowd, each)}
+
+
+def recorded(
+    stack: ExitStack, work: dict[str, Any], given: dict[str, Any], batches: int
+) -> Student:
+    """A loop over a model; what it says is what is expected of all from now on."""
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    path = str(Path(directory) / "answers.npy")
+    with ExitStack() as once:
+        (model,) = started(once, ("predictor", work, given))
+        model.ask("record", batches, path)
+    work["recorded"] = path
+    (loop,) = started(stack, ("predictor", work, given))
+    return loop
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+def measure(options: Options, say: Callable[[str], None]) -> Measured:
+    """Every group: all lines side by side in every round, whose order is turned each time."""
+    found = Measured()
+    for group in options.groups:
+        say(f"{group} ...")
+        with group_of(group, options, found.left_out) as turns:
+            samples: dict[str, list[Sample]] = {name: [] for name in turns}
+            for number in range(options.rounds):
+                for name in reversed(turns) if number % 2 else turns:
+                    samples[name].append(turns[name]())
+        found.results[group] = samples
+    return found
+
+
+def group_of(group: str, options: Options, left_out: list[str]) -> Any:
+    if group in HOSTED:
+        return nothing(group, options, left_out)
+    return (ragged if group == "sentences" else resnet)(options, left_out)
+
+
+def result_table(found: Measured, rounds: int) -> Table:
+    title = f"{platform.machine()}, {os.cpu_count()} cores, medians of {rounds} rounds"
+    table = Table("group", "what", title=title)
+    for name in ("a second", "time of each", "CPU of each", "spread"):
+        table.add_column(name, justify="right")
+    for group, samples in found.results.items():
+        unit, rows = UNITS[group]
+        for name, turns in samples.items():
+            rate = statistics.median(each.rate for each in turns)
+            cpu = statistics.median(each.cpu for each in turns)
+            table.add_row(
+                group, name, f"{rate * rows:,.0f} {unit}", in_words(1 / rate), in_words(cpu),
+                f"{spread([each.rate for each in turns]):.0%}",
+            )  # fmt: skip
+        table.add_section()
+    return table
+
+
+def aim_table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("group", "what", "ratio to, or limit of", title="aims")
+    for name in ("aim", "measured", "spread"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for aim, value, width, met in outcomes:
+        limit = f"{'<=' if aim.at_most else '>='} {aim.limit:g}"
+        said = {True: "[green]met", False: "[red]not met", None: "not measured"}[met]
+        value_said = "" if value is None else f"{value:.3g}"
+        spread_said = "" if value is None else f"{width:.0%}"
+        table.add_row(aim.group, aim.line, aim.what, limit, value_said, spread_said, said)
+    return table
+
+
+def in_words(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:,.0f} us"
+
+
+def as_json(found: Measured, outcomes: Sequence[Outcome], options: Options) -> dict[str, Any]:
+    """Everything; rates are batches or requests a second, CPU is in seconds."""
+    return {
+        "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rounds": options.rounds,
+        "results": {
+            group: {
+                name: {"rate": [each.rate for each in turns], "cpu": [each.cpu for each in turns]}
+                for name, turns in samples.items()
+            }
+            for group, samples in found.results.items()
+        },
+        "aims": [
+            {"group": aim.group, "line": aim.line, "what": aim.what, "limit": aim.limit,
+             "at_most": aim.at_most, "value": value, "spread": width, "met": met}
+            for aim, value, width, met in outcomes
+        ],
+        "left_out": found.left_out,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.6, help="that a turn takes")
+    parser.add_argument("--no-peers", action="store_true", help="only what needs no installation")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--quick", action="store_true", help="whether it runs; figures mean little")
+    arguments = parser.parse_args()
+    unknown = set(arguments.groups) - set(GROUPS)
+    if unknown:
+        parser.error(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    quick = arguments.quick
+    options = Options(
+        groups=arguments.groups or GROUPS,
+        rounds=1 if quick else arguments.rounds,
+        seconds=0.1 if quick else arguments.seconds,
+        peers=not (quick or arguments.no_peers),
+        crowd=2 if quick else 8,
+        requests=64 if quick else 4096,
+        model_batches=4 if quick else max(8, round(40 * arguments.seconds)),
+    )
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    found = measure(options, Console(stderr=True).print)
+    judged = [aim for aim in aims(options.crowd) if aim.group in options.groups]
+    outcomes = [judge(aim, found.results) for aim in judged]
+    if arguments.json:
+        print(json.dumps(as_json(found, outcomes, options), indent=1))
+        return
+    console.print(result_table(found, options.rounds))
+    console.print(aim_table(outcomes))
+    for line in found.left_out:
+        console.print(f"left out: {line}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

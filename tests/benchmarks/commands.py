@@ -1,0 +1,27 @@
+"""Benchmarks as they are run: a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.support.processes import ROOT
+
+
+def benchmark(name, *arguments):
+    """The JSON that ``benchmarks/NAME.py ARGUMENTS --json`` prints."""
+    result = run(name, *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def run(name, *arguments, timeout=110, **environment):
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

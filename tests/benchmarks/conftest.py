@@ -1,0 +1,5 @@
+import sys
+
+from tests.support.processes import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
