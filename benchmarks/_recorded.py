@@ -34,7 +34,7 @@ class Recorded:
         self._seconds_per_row = float(recorded["seconds_per_row"]) / speed_up
         size, classes = int(recorded["image_size"]), self._logits.shape[1]
         self.description = Description(
-            {"image": TensorSpec((3, size, size), "float32")},
+            {"image": TensorSpec((size, size, 3), "uint8")},
             {"logits": TensorSpec((classes,), "float32")},
         )
 
@@ -57,13 +57,15 @@ def record(name: str, weights: str, image_size: int, batch_size: int, path: str)
     train_set, _, classes = data.load("digits", None, image_size, seed=0)
     images = np.stack([image for image, _ in train_set.samples])
     images = np.concatenate([images, np.zeros_like(images[:1])])
+    normalise = data.normalisation("digits")
     network = models.load(name, classes, weights)
     network.eval()
     parts, times = [], []
     with paddle.no_grad():
         for first in range(0, len(images), batch_size):
             started = time.perf_counter()
-            parts.append(network(paddle.to_tensor(images[first : first + batch_size])).numpy())
+            batch = normalise(paddle.to_tensor(images[first : first + batch_size]))
+            parts.append(network(batch).numpy())
             times.append((time.perf_counter() - started) / len(parts[-1]))
     keys = np.array([zlib.crc32(image) for image in images], np.uint32)
     assert len(set(keys.tolist())) == len({image.tobytes() for image in images})

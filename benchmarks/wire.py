@@ -4,7 +4,8 @@ python benchmarks/wire.py [--rounds N]
 
 One fp32 batch of 32x3x224x224 (19.3 MB) as a request, 32x1000 fp32 soft labels as its answer. All
 rows are measured in one run, in turn, against the same peer process over loopback TCP. Medians; the
-spread is the interquartile range.
+spread is the interquartile range. The second table: the same batch in narrower dtypes (``wire=``),
+what that takes at the student and at the teacher, and the network that students need with it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from _nothing import LABELS, Peer, bare_round_trip
 from rich.console import Console
 from rich.table import Table
 
-from edl.serving import TeacherClient
+from edl.serving import Preprocess, TeacherClient
 from edl.serving.wire import frame
 from edl.serving.wire.messages import (
     METHOD,
@@ -30,8 +31,12 @@ from edl.serving.wire.messages import (
     encode_request,
     encode_response,
 )
+from edl.serving.wire.narrow import FEED_DTYPES, narrowed, widen
 
 SHAPE = (32, 3, 224, 224)
+
+#: Images/s of the original's eight V100 students, alone.
+STUDENTS = 1828
 
 
 def measure(actions: dict, rounds: int) -> dict[str, list[float]]:
@@ -97,9 +102,38 @@ def main() -> None:
             name, f"{median * 1e6:,.0f} us", f"{(three_quarters - quarter) * 1e6:,.0f}", share
         )
     Console().print(table)
+    Console().print(narrower(image, rounds))
     print(f"the request references the array's memory: {shared}")
     pickles = "pickle" in _imports_of("edl.serving.client.teacher")
     print(f"the student's side imports pickle: {pickles}")
+
+
+def narrower(image: np.ndarray, rounds: int) -> Table:
+    """The same batch in narrower dtypes: both conversions beside a copy of it."""
+    raw = np.ascontiguousarray((image * 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    sent = {name: narrowed(image, FEED_DTYPES[name]) for name in ("float16", "bfloat16")}
+    normalise = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    copy = np.empty_like(image)
+    actions = {("float32", "copy"): lambda: np.copyto(copy, image)}
+    for name, array in sent.items():
+        actions[name, "there"] = lambda dtype=FEED_DTYPES[name]: narrowed(image, dtype)
+        actions[name, "here"] = lambda array=array: widen(array, "float32")
+    actions["uint8", "here"] = lambda: widen(raw, "float32")
+    actions["uint8, normalised", "here"] = lambda: normalise(raw)
+    times = {key: statistics.median(each) for key, each in measure(actions, rounds).items()}
+
+    table = Table(title="Narrower: conversions as multiples of copying the float32 batch")
+    for name in ("sent as", "bytes an image", f"{STUDENTS:,} images/s", "student", "teacher"):
+        table.add_column(name, justify="left" if name == "sent as" else "right")
+    unit = times["float32", "copy"]
+    for name in ("float32", *sent, "uint8", "uint8, normalised"):
+        nbytes = sent.get(name, image if name == "float32" else raw).nbytes // len(image)
+        costs = [times.get((name, side)) for side in ("there", "here")]
+        table.add_row(
+            name, f"{nbytes:,}", f"{nbytes * STUDENTS * 8 / 1e9:.1f} Gbit/s",
+            *("" if cost is None else f"{cost / unit:.1f}" for cost in costs),
+        )  # fmt: skip
+    return table
 
 
 def _imports_of(module: str) -> set[str]:

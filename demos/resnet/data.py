@@ -1,10 +1,21 @@
-"""Images and labels: digits (no files needed), CIFAR archives, or folders as ImageNet has them."""
+"""Images and labels: digits (no files needed), CIFAR archives, or folders as ImageNet has them.
+
+Images are raw, uint8 (size, size, 3): a byte a pixel travels to teachers and to the student's
+device. Both normalise them there (see ``normalisation``).
+"""
 
 import numpy as np
 import paddle
 from PIL import Image, ImageOps
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+from edl.serving import Preprocess
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalisation(name):
+    """What makes of raw images of a data set what a network takes: float32 (3, size, size)."""
+    return Preprocess(1 / 16, 0.5) if name == "digits" else Preprocess(1 / 255, MEAN, STD)
 
 
 def load(name, path, size, seed):
@@ -28,7 +39,7 @@ def load(name, path, size, seed):
 
 
 class Images(paddle.io.Dataset):
-    """(image float32 (3, size, size), label int64 (1,)) of a dataset of pictures.
+    """(image uint8 (size, size, 3), label int64 (1,)) of a dataset of pictures.
 
     ``view(picture, random)`` is the part of a picture to be seen. It depends on the seed, the epoch
     and the sample's number alone, so that a run that is resumed sees what an undisturbed one sees:
@@ -47,8 +58,7 @@ class Images(paddle.io.Dataset):
         picture, label = self.pictures[index]
         random = np.random.default_rng((self.seed, self.epoch, index))
         picture = self.view(picture, random).resize((self.size, self.size), Image.BILINEAR)
-        image = (np.asarray(picture.convert("RGB"), np.float32) / 255 - MEAN) / STD
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), np.array([label], "int64")
+        return np.array(picture.convert("RGB")), np.array([label], "int64")
 
 
 def zoom(picture, random):
@@ -100,9 +110,9 @@ def _digits(size):
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype("float32") / 16
-    grown = np.kron(images, np.ones((size // 8, size // 8), "float32"))
-    grown = np.repeat(grown[:, None], 3, axis=1) - 0.5
+    images = images.reshape(-1, 8, 8).astype("uint8")  # 0 to 16
+    grown = np.kron(images, np.ones((size // 8, size // 8), "uint8"))
+    grown = np.repeat(grown[..., None], 3, axis=3)
     order = np.random.RandomState(0).permutation(len(labels))
     samples = [(grown[index], np.array([labels[index]], "int64")) for index in order]
     return Samples(samples[:1200]), Samples(samples[1200:])

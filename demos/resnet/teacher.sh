@@ -3,8 +3,9 @@
 #
 #   ETCD=127.0.0.1:2379 ./teacher.sh                  # digits, two teachers on this machine
 #   ETCD=10.0.0.1:2379 NETWORK=ResNeXt101_32x16d_wsl WEIGHTS=w.pdparams CLASSES=1000 IMAGE_SIZE=224 \
-#       TEACHERS=8 OPTIONS="--host 0.0.0.0 --precision fp16" DEVICE=gpu ./teacher.sh
+#       DATA=folder TEACHERS=8 OPTIONS="--host 0.0.0.0 --precision fp16" DEVICE=gpu ./teacher.sh
 #
+# DATA and DATA_PATH are train.py's: what it is trained on, and how its images are normalised.
 # TEACHERS=0 only exports it. With DEVICE=gpu each teacher has a GPU of its own. OPTIONS are for edl teacher.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,6 +13,7 @@ ETCD=${ETCD:-127.0.0.1:2379}
 SERVICE=${SERVICE:-resnet_teacher}
 NETWORK=${NETWORK:-resnet50}
 CLASSES=${CLASSES:-10}
+DATA=${DATA:-digits}
 IMAGE_SIZE=${IMAGE_SIZE:-32}
 EPOCHS=${EPOCHS:-10}
 TEACHERS=${TEACHERS:-2}
@@ -22,10 +24,10 @@ read -ra options <<<"${OPTIONS:-}"
 if [ -z "${WEIGHTS:-}" ]; then
     WEIGHTS=$OUTPUT/student.pdparams
     python "$here/train.py" --mode pure --student "$NETWORK" --epochs "$EPOCHS" \
-        --image-size "$IMAGE_SIZE" --output "$OUTPUT"
+        --data "$DATA" --data-path "${DATA_PATH:-}" --image-size "$IMAGE_SIZE" --output "$OUTPUT"
 fi
 python "$here/export.py" --network "$NETWORK" --weights "$WEIGHTS" --classes "$CLASSES" \
-    --image-size "$IMAGE_SIZE" --out "$OUTPUT/model"
+    --data "$DATA" --image-size "$IMAGE_SIZE" --out "$OUTPUT/model"
 
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT INT TERM
 for ((number = 0; number < TEACHERS; number++)); do

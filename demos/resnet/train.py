@@ -69,6 +69,7 @@ def main():
         dist.init_parallel_env()
 
     train_set, test_set, classes = data.load(args.data, args.data_path, args.image_size, args.seed)
+    normalise = data.normalisation(args.data)
     samples = min(args.train_images or len(train_set), len(train_set))
     batches = ElasticBatchSampler(range(samples), args.batch_size, seed=args.seed)
     loader = paddle.io.DataLoader(train_set, batch_sampler=batches, num_workers=args.workers)
@@ -99,7 +100,8 @@ def main():
         train_set.epoch = epoch
         started, before = time.time(), training.seen
         net.train()
-        for image, label, *soft_labels in reader:
+        for raw, label, *soft_labels in reader:
+            image = normalise(raw)  # here, on the student's device; teachers do it on theirs
             with amp(args):
                 logits = net(image)
                 if args.mode == "online":
@@ -118,7 +120,7 @@ def main():
                 log.flush()
                 training.save()
         speed = (training.seen - before) / (time.time() - started)
-        log.epoch(epoch, speed, *evaluate(student, test_set, args))
+        log.epoch(epoch, speed, *evaluate(student, test_set, normalise, args))
     if rank == 0:
         paddle.save(student.state_dict(), str(args.output / "student.pdparams"))
     if args.mode == "service":
@@ -163,7 +165,7 @@ def online_teacher(args, classes):
 
 
 @paddle.no_grad()
-def evaluate(student, test_set, args):
+def evaluate(student, test_set, normalise, args):
     """Top-1 and top-5 on the test set: a share for each rank, with rank 0's running averages."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if ranks > 1:
@@ -175,7 +177,7 @@ def evaluate(student, test_set, args):
     for image, label in paddle.io.DataLoader(
         share, batch_size=args.batch_size, num_workers=args.workers
     ):
-        logits = student(image)
+        logits = student(normalise(image))
         hits = (logits.topk(min(5, logits.shape[1]))[1] == label).astype("float32")
         right += paddle.stack([hits[:, 0].sum(), hits.sum()])
     if ranks > 1:

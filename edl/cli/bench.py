@@ -195,16 +195,20 @@ def _label_feeds(
     """What sparse labels take beside the model's own feeds. Raises ConfigError for a fetch that the
     teacher does not have, and for labels that its server does not make.
     """
-    from edl.serving.wire import labels
+    from edl.serving.wire import labels, narrow
+    from edl.serving.wire.fetches import resolve
 
     feeds: dict[str, TensorSpec] = {}
     if description is None:
         return feeds
     for fetch in fetches:
-        name, form = labels.resolve(description, fetch)
-        if form is not None and not labels.server_makes_labels(description):
-            raise ConfigError(f"--fetch {fetch}: this server makes no sparse labels")
-        if form is not None:
+        name, form = resolve(description, fetch)
+        if isinstance(form, narrow.Narrow):
+            if not narrow.server_narrows(description):
+                raise ConfigError(f"--fetch {fetch}: this server answers in no other dtype")
+        elif form is not None:
+            if not labels.server_makes_labels(description):
+                raise ConfigError(f"--fetch {fetch}: this server makes no sparse labels")
             feeds.update(labels.feed_specs(description.fetches[name], form))
     return feeds
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
@@ -11,8 +11,11 @@ from edl.cli.example import example
 from edl.cli.options import feed_option, feed_spec
 from edl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from edl.serving.model.preprocess import Preprocess
+
 #: What ``export_model`` alone can do, as it is when nothing is said.
-_NO_OPTIONS = {"pdmodel": False, "top_k": None, "temperature": 1.0, "samples": 0}
+_NO_OPTIONS = {"pdmodel": False, "top_k": None, "temperature": 1.0, "samples": 0, "preprocess": ()}
 
 
 @click.command(
@@ -59,6 +62,14 @@ _NO_OPTIONS = {"pdmodel": False, "top_k": None, "temperature": 1.0, "samples": 0
     show_default=True,
     help="Class ids drawn from the rest for them.",
 )
+@click.option(
+    "--preprocess",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE]...",
+    help="A feed that takes raw uint8 images, which the program normalises: scale (1/255), mean, "
+    "std (each a number, or one for each channel) and layout (HWC, or CHW), as in "
+    "img:mean=0.485,0.456,0.406:std=0.229,0.224,0.225. --feed says what the layer takes.",
+)
 @click.option("--pdmodel", is_flag=True, help="A program of Paddle 2, for Paddle Serving 0.9.")
 @click.option(
     "--out",
@@ -87,17 +98,47 @@ def command(
         from edl.serving.model.export import export_model
 
         specs = dict(feed_spec(feed) for feed in feeds)
+        options["preprocess"] = dict(map(_preprocess, options["preprocess"]))
         files = export_model(_make(layer, weights), out, specs, fetches, **options)
     else:
         if weights or options != _NO_OPTIONS:
             raise click.UsageError(
-                "--weights, --pdmodel, --top-k, --temperature and --samples go with --layer"
+                "--weights, --pdmodel, --preprocess, --top-k, --temperature and --samples go with "
+                "--layer"
             )
         from edl.serving.model.export import export_inference_model
 
         assert model is not None
         files = export_inference_model(model, out, list(feeds) or None, list(fetches) or None)
     click.echo(f"exported {files.program}")
+
+
+def _preprocess(text: str) -> tuple[str, Preprocess]:
+    """A feed, and how raw images become what it is. Raises BadParameter, or ConfigError for numbers
+    that cannot be.
+    """
+    from edl.serving.model.preprocess import Preprocess
+
+    name, *items = text.split(":")
+    said: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        try:
+            if key == "layout":
+                said[key] = value
+            elif key in ("mean", "std") and "," in value:
+                said[key] = [float(number) for number in value.split(",")]
+            elif key in ("scale", "mean", "std"):
+                top, _, bottom = value.partition("/")
+                said[key] = float(top) / float(bottom or 1)
+            else:
+                raise ValueError
+        except (ValueError, ZeroDivisionError):
+            raise click.BadParameter(
+                f"{item!r} is none of scale=N, mean=N,N,N, std=N,N,N and layout=HWC",
+                param_hint="--preprocess",
+            ) from None
+    return name, Preprocess(**said)
 
 
 def _make(target: str, weights: Optional[Path]) -> Any:

@@ -13,8 +13,8 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Callable, Optional, Protocol, Union
 
@@ -60,7 +60,8 @@ class Wants:
     own. ``fallback``: what to take those for that do not say what they serve. ``token``: what they
     want to be shown. ``targets``: the slot of target ids. ``tokenizer``: the fingerprint of the
     student's; empty: any. ``lengths``: the slot of the rows' lengths, or of a mask, if they are
-    sequences that can be trimmed.
+    sequences that can be trimmed. ``wire``: in which dtypes slots and predictions travel, where
+    that is narrower.
     """
 
     ins: Optional[Sequence[Optional[str]]]
@@ -70,6 +71,7 @@ class Wants:
     targets: Optional[str] = None
     tokenizer: str = ""
     lengths: Optional[str] = None
+    wire: Mapping[str, str] = field(default_factory=dict)
 
 
 class Instead(Enum):
@@ -207,6 +209,8 @@ class TeacherLink:
             )
         if plan.whole:
             lines.append(f"is sent rows in their whole length: {plan.whole}")
+        if plan.wide:
+            lines.append(f"takes and sends no narrower tensors: {plan.wide}")
         for line in lines:
             if line not in self._said:
                 self._said.add(line)
@@ -229,7 +233,9 @@ class TeacherLink:
         description = self._describe(client, entry)
         wants = self._wants
         _check_tokenizer(wants.tokenizer, description)
-        plan = make_plan(wants.ins, wants.predicts, description, wants.targets, wants.lengths)
+        plan = make_plan(
+            wants.ins, wants.predicts, description, wants.targets, wants.lengths, wants.wire
+        )
         return description, plan
 
     def _describe(self, client: Client, entry: Entry) -> Description:
@@ -259,7 +265,7 @@ class TeacherLink:
             task, batch = work
             try:
                 span = plan.span(batch, task.start, task.stop)
-                feeds = plan.feed(batch, task.start, task.stop, span)
+                feeds = plan.feed(batch, task.start, task.stop, span, task.made)
                 label_feeds = plan.label_feeds(batch, task.start, task.stop, span)
             except SourceError as error:
                 self._desk.rejected(client, task, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Optional, Protocol, Union
 
@@ -11,9 +11,13 @@ import numpy as np
 
 from edl.distill.labels import Labelling, Maker, plan_labelling, row_seeds
 from edl.distill.lengths import Span, fill_up, row_lengths
+from edl.distill.narrowing import Made, NarrowAnswer, Widths, narrow_slot, plan_widths
 from edl.errors import ConfigError, SourceError, WireError
 from edl.serving.wire import labels
 from edl.serving.wire.description import Description, TensorSpec
+
+#: What is asked for: a fetch as it is, or narrower, or sparse labels.
+Ask = Union[str, NarrowAnswer, Labelling]
 
 
 class Columns(Protocol):
@@ -38,19 +42,24 @@ class Columns(Protocol):
 class Plan:
     """Which slots a teacher is fed, what it is asked for, and what columns that must give.
 
-    ``asks``: in the order of the columns, a fetch that is taken as it is, or sparse labels.
+    ``asks``: in the order of the columns, a fetch that is taken as it is, or narrower, or sparse
+    labels.
     ``targets``: the slot of target ids, and its name. ``lengths``: that of the rows' lengths.
     ``whole``: why whole rows are sent although the reader knows their lengths; empty: they are not.
     ``unfed``: optional feeds that the student has no slot for.
+    ``sent_as``: the dtypes of feeds that travel narrower than the teacher has them. ``wide``: what
+    travels as it is although it should be narrower; empty: nothing.
     """
 
     feeds: tuple[tuple[int, str, TensorSpec], ...]  # slot, feed name, kind
     fetches: tuple[tuple[str, TensorSpec], ...]  # the columns
-    asks: tuple[Union[str, Labelling], ...]
+    asks: tuple[Ask, ...]
     targets: Optional[tuple[int, str]] = None
     lengths: Optional[tuple[int, str]] = None
     whole: str = ""
     unfed: tuple[str, ...] = ()
+    sent_as: Mapping[str, str] = field(default_factory=dict)
+    wide: str = ""
 
     @cached_property
     def sequences(self) -> bool:
@@ -99,17 +108,46 @@ class Plan:
         return f"{_slot(*self.lengths)}, the lengths" if self.lengths else ""
 
     def feed(
-        self, batch: Columns, start: int, stop: int, span: Optional[Span] = None
+        self,
+        batch: Columns,
+        start: int,
+        stop: int,
+        span: Optional[Span] = None,
+        made: Optional[Made] = None,
     ) -> dict[str, np.ndarray]:
         """The arrays to send for rows ``start:stop``; views wherever the dtypes agree. ``span``:
-        how much of them; None: all.
+        how much of them; None: all. ``made``: keeps what is made of these rows to travel narrower.
 
-        Raises SourceError, which names the slot, for values that the feed's dtype cannot hold.
+        Raises SourceError, which names the slot, for values that the feed's dtype, or the one in
+        which it travels, cannot hold.
         """
         return {
-            name: _conform(batch, slot, name, spec, start, stop, span)
+            name: self._narrowed(batch, slot, name, spec, start, stop, span, made)
+            if name in self.sent_as
+            else _conform(batch, slot, name, spec, start, stop, span)
             for slot, name, spec in self._fed_by(batch)
         }
+
+    def _narrowed(
+        self,
+        batch: Columns,
+        slot: int,
+        name: str,
+        spec: TensorSpec,
+        start: int,
+        stop: int,
+        span: Optional[Span],
+        made: Optional[Made],
+    ) -> np.ndarray:
+        dtype, made = self.sent_as[name], {} if made is None else made
+        key = name, dtype, span
+        if key not in made:
+            array = _rows(batch, slot, name, spec, start, stop, span)
+            try:
+                made[key] = narrow_slot(array, spec, dtype, start)
+            except SourceError as error:
+                raise SourceError(f"{_slot(slot, name)}: {error}") from error
+        return made[key]
 
     def label_feeds(
         self, batch: Columns, start: int, stop: int, span: Optional[Span] = None
@@ -158,9 +196,7 @@ class Plan:
     def fetch_names(self) -> list[str]:
         """What to ask for."""
         return [
-            fetch
-            for ask in self.asks
-            for fetch in (ask.fetches if isinstance(ask, Labelling) else [ask])
+            fetch for ask in self.asks for fetch in ([ask] if isinstance(ask, str) else ask.fetches)
         ]
 
     def read(
@@ -175,6 +211,8 @@ class Plan:
         for ask in self.asks:
             if isinstance(ask, Labelling):
                 columns.update(ask.read(outputs, label_feeds))
+            elif isinstance(ask, NarrowAnswer):
+                columns.update(ask.read(outputs))
             elif ask in outputs:
                 columns[ask] = outputs[ask]
         return columns
@@ -220,14 +258,27 @@ def _conform(
     stop: int,
     span: Optional[Span],
 ) -> np.ndarray:
-    array = batch.column(slot, name, start, stop)
-    sequences = spec.pad is not None and array.ndim > 1
-    if span is not None and span.trimmed and sequences:
-        array = array[:, : span.length]
+    array = _rows(batch, slot, name, spec, start, stop, span)
     try:
         return spec.conform(array)
     except WireError as error:
         raise SourceError(f"{_slot(slot, name)}: {error}; convert it in the source") from error
+
+
+def _rows(
+    batch: Columns,
+    slot: int,
+    name: str,
+    spec: TensorSpec,
+    start: int,
+    stop: int,
+    span: Optional[Span],
+) -> np.ndarray:
+    array = batch.column(slot, name, start, stop)
+    sequences = spec.pad is not None and array.ndim > 1
+    if span is not None and span.trimmed and sequences:
+        array = array[:, : span.length]
+    return array
 
 
 def _slot(slot: int, name: str) -> str:
@@ -240,11 +291,13 @@ def make_plan(
     description: Description,
     targets: Optional[str] = None,
     lengths: Optional[str] = None,
+    wire: Optional[Mapping[str, str]] = None,
 ) -> Plan:
     """Match a student's slots and predictions with what a teacher serves. ``ins`` is None where
     each request names what it has. ``predicts``: names of fetches, or what asks for sparse labels
     of one (see ``labels.ask``). ``targets``: the slot of the ids that some of these need.
-    ``lengths``: the slot of the rows' lengths, or of a mask.
+    ``lengths``: the slot of the rows' lengths, or of a mask. ``wire``: the dtypes in which slots
+    and predictions are to travel.
 
     Raises ConfigError that names what the teacher lacks or what the student does not have.
     """
@@ -255,6 +308,7 @@ def make_plan(
             f"it serves {_quoted(description.fetches)}, but predicts names {_quoted(unknown)}"
         )
     if ins is None:
+        _check_known(wire or {}, description)
         more = [name for name in (targets, lengths) if name is not None]
         ins = list(dict.fromkeys([*description.feeds, *more]))
     slots = {name: index for index, name in enumerate(ins) if name is not None}
@@ -275,16 +329,36 @@ def make_plan(
             columns += ask.columns.items()
         elif ask is not None:
             columns.append((ask, description.fetches[ask]))
-    fed = tuple((slots[name], name, spec) for name, spec in feeds.items() if name in slots)
+    kinds = {name: spec for name, spec in feeds.items() if name in slots}
+    widths = plan_widths(wire or {}, kinds, [a for a in asks if isinstance(a, str)], description)
+    fed = tuple((slots[name], name, spec) for name, spec in kinds.items())
     return Plan(
         fed,
         tuple(columns),
-        tuple(ask for ask in asks if ask is not None),
+        tuple(_narrower(ask, widths, description) for ask in asks if ask is not None),
         None if targets is None else (slots[targets], targets),
         None if lengths is None else (slots[lengths], lengths),
         "" if lengths is None else _why_whole([spec for _, _, spec in fed], columns),
         tuple(name for name in feeds if name not in slots),
+        widths.feeds,
+        widths.whole,
     )
+
+
+def _check_known(wire: Mapping[str, str], description: Description) -> None:
+    """Raises ConfigError for a name that is nothing to the teacher."""
+    unknown = wire.keys() - description.feeds.keys() - description.fetches.keys()
+    if unknown:
+        raise ConfigError(
+            f"it has feeds {_quoted(description.feeds)} and fetches "
+            f"{_quoted(description.fetches)}, but wire names {_quoted(sorted(unknown))}"
+        )
+
+
+def _narrower(ask: Union[str, Labelling], widths: Widths, description: Description) -> Ask:
+    if isinstance(ask, str) and ask in widths.fetches:
+        return NarrowAnswer(ask, widths.fetches[ask], description.fetches[ask])
+    return ask
 
 
 def _why_whole(feeds: Sequence[TensorSpec], columns: Sequence[tuple[str, TensorSpec]]) -> str:

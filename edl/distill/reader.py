@@ -13,6 +13,7 @@ from edl._checks import check_count, check_positive
 from edl.distill.batches import read_batches, read_sample_lists, read_samples
 from edl.distill.hapi import tend_models
 from edl.distill.loaders import Iteration, tend_dataloaders
+from edl.distill.narrowing import check_wire
 from edl.distill.progress import Progress, Start
 from edl.distill.running import Running
 from edl.distill.settings import (
@@ -26,6 +27,7 @@ from edl.distill.settings import (
     label_form,
     parse_models,
     pool_configs,
+    predictions_of,
 )
 from edl.distill.source import Source
 from edl.distill.stand_in import StandIn
@@ -117,6 +119,7 @@ class DistillReader(StandIn, IterableDataset):
         store_key: Union[str, Sequence[str], None] = None,
         store_model: Union[str, Mapping[str, str], None] = None,
         store_bytes: Optional[int] = None,
+        wire: Optional[Mapping[str, str]] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -166,6 +169,11 @@ class DistillReader(StandIn, IterableDataset):
         wanted, if there are no teachers and the store has labels of several; with teachers by name,
         a mapping from these. ``store_bytes``: how large the store may become; nothing is added
         then.
+        ``wire``: in which dtype slots and predictions travel, by name, where that is narrower than
+        what the teacher has: "float16" or "bfloat16", for a slot that is uint8 itself also "uint8".
+        Floats are rounded to nearest there, and what would become infinite is refused by row.
+        Predictions have the teacher's dtype all the same. To teachers that cannot do it all
+        travels as it is, which the log says once.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
@@ -177,6 +185,7 @@ class DistillReader(StandIn, IterableDataset):
         self._store = store_options(
             store, store_key, store_model, store_bytes, self._ins, self._models
         )
+        self._wire = check_wire(wire, self._ins, predictions_of(self._models))
         self._limits = limits or Limits()
         check_positive("no_teacher_timeout", no_teacher_timeout, least=0)
         self._no_teacher_timeout = no_teacher_timeout
@@ -562,6 +571,7 @@ class DistillReader(StandIn, IterableDataset):
             tokenizer=self._tokenizer,
             lengths=self._lengths,
             stored=self._store is not None,
+            wire=self._wire,
         )
 
     # --- helpers ----------------------------------------------------------------------------

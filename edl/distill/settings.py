@@ -79,6 +79,7 @@ class Settings:
     targets: Optional[str] = None
     tokenizer: str = ""
     lengths: Optional[str] = None
+    wire: Mapping[str, str] = field(default_factory=dict)
     requests: Optional[RequestLimits] = None
     stored: bool = False
 
@@ -123,6 +124,7 @@ def pool_configs(
             settings.targets,
             settings.tokenizer,
             settings.lengths,
+            settings.wire,
         )
         configs.append(
             PoolConfig(
@@ -166,6 +168,11 @@ def parse_models(
         Model(parse_teachers(spec), _asked(f"predicts of {name}", by_model[name], form), str(name))
         for name, spec in teachers.items()
     ]
+
+
+def predictions_of(models: Sequence[Model]) -> list[str]:
+    """What is asked of the teachers of all of them."""
+    return [name for model in models for name in model.predicts]
 
 
 def _asked(what: str, predicts: Sequence[str], form: Optional[LabelForm]) -> list[str]:

@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Optional, TypeVar
 
+import numpy as np
+
 from edl._checks import check_positive
 from edl.distill.windows import Bounds, Window
 from edl.errors import ConfigError
@@ -81,7 +83,9 @@ class Limits:
 
 @dataclass
 class Task:
-    """Rows ``start:stop`` of a batch, to be computed by one teacher."""
+    """Rows ``start:stop`` of a batch, to be computed by one teacher. ``made``: what was made of
+    them to be sent, for whoever is sent them next; with the task it is gone.
+    """
 
     id: int
     batch: int
@@ -93,6 +97,7 @@ class Task:
     failures: dict[str, list[str]] = field(default_factory=dict)  # the same: errors of its own
     losses: list[str] = field(default_factory=list)  # teachers that were lost while they had it
     refused_since: float = 0.0
+    made: dict[Any, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any, Optional, Union
 
 from edl._checks import check_count, check_positive
 from edl.discovery import CLOSE_WITHIN
+from edl.distill.narrowing import check_wire
 from edl.distill.requests import Feeds, Outputs, Requests, in_order, read_feeds
 from edl.distill.routing import Share, gather, join_shares, share_out
 from edl.distill.running import Running
@@ -29,6 +30,7 @@ from edl.distill.settings import (
     label_form,
     parse_models,
     pool_configs,
+    predictions_of,
 )
 from edl.distill.state import Limits
 from edl.distill.tensors import as_tensors, convert_predictions
@@ -82,6 +84,7 @@ class TeacherPool:
         samples: int = 0,
         targets: Optional[str] = None,
         lengths: Optional[str] = None,
+        wire: Optional[Mapping[str, str]] = None,
     ) -> None:
         """``teachers``: endpoints, or ``etcd://host:port[,...]/service``; or a mapping from a name
         to such. Then ``predicts`` is one list for all or a mapping with the same names.
@@ -104,7 +107,8 @@ class TeacherPool:
         ``samples``, ``targets`` (the name of a request's class ids): sparse labels and language
         models, as of a DistillReader. The same rows get the same samples, always. ``lengths``: the
         name of a request's mask, or of its rows' lengths, by which sequences are trimmed, as of a
-        DistillReader.
+        DistillReader. ``wire``: in which narrower dtype feeds and predictions travel, by name, as
+        of a DistillReader.
         Raises ConfigError for what cannot work.
         """
         form = label_form(top_k, temperature, samples, targets)
@@ -112,6 +116,7 @@ class TeacherPool:
         self._feeds = None if feeds is None else check_names("feeds", feeds)
         self._targets = check_targets(targets, self._feeds, self._models)
         self._lengths = check_lengths(lengths, self._feeds)
+        self._wire = check_wire(wire, self._feeds, predictions_of(self._models))
         self._tokenizer = parse_tokenizer(tokenizer) if tokenizer is not None else ""
         self._route = route
         self._check_route()
@@ -359,6 +364,7 @@ class TeacherPool:
             targets=self._targets,
             tokenizer=self._tokenizer,
             lengths=self._lengths,
+            wire=self._wire,
             requests=RequestLimits(self._max_outstanding),
         )
 

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from edl.serving.client.teacher import TeacherClient
 from edl.serving.model.export import export_model
+from edl.serving.model.preprocess import Preprocess
 from edl.serving.wire.description import Description, TensorSpec
 
 if TYPE_CHECKING:
     from edl.serving.server.hosting import serve
     from edl.serving.server.server import ServerOptions
 
-__all__ = ["Description", "ServerOptions", "TeacherClient", "TensorSpec", "export_model", "serve"]
+__all__ = [
+    "Description",
+    "Preprocess",
+    "ServerOptions",
+    "TeacherClient",
+    "TensorSpec",
+    "export_model",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,11 +56,24 @@ def test_cifar_archives(data, request, name, train_images):
     train, test, classes = data.load(name, str(path), 32, seed=0)
     assert (len(train), len(test), classes) == (train_images, 10, int(name[5:]))
     image, label = test[7]
-    assert image.shape == (3, 32, 32)
-    assert image.dtype == np.float32
     assert label.tolist() == [7]
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pictures[7].reshape(3, 32, 32).transpose(1, 2, 0))
+    normal = data.normalisation(name)(image[np.newaxis])
+    assert (normal.shape, normal.dtype) == ((1, 3, 32, 32), np.float32)
     expected = (pictures[7].reshape(3, 1024).T / 255 - data.MEAN) / data.STD
-    np.testing.assert_allclose(image.reshape(3, 1024).T, expected, atol=1e-5)
+    np.testing.assert_allclose(normal.reshape(3, 1024).T, expected, atol=1e-5)
+
+
+def test_digits_are_normalised_as_ever(data):
+    pytest.importorskip("sklearn")
+    train, test, classes = data.load("digits", None, 32, seed=0)
+    assert (len(train), len(test), classes) == (1200, 597, 10)
+    images = np.stack([image for image, _ in train.samples[:8]])
+    normal = data.normalisation("digits")(images)
+    assert (normal.shape, normal.dtype) == ((8, 3, 32, 32), np.float32)
+    np.testing.assert_array_equal(normal, images.transpose(0, 3, 1, 2) / 16 - 0.5)
+    assert (normal.min(), normal.max()) == (-0.5, 0.5)
 
 
 def test_augmentation_differs_by_epoch_and_is_the_same_again_in_the_same_epoch(data, cifar100):
@@ -95,8 +108,6 @@ def test_folders_of_pictures_of_any_size(data, folder):
         train.epoch = epoch
         for index in range(6):
             image, label = train[index]
-            assert image.shape == (3, 24, 24)
-            assert image.flags.c_contiguous
+            assert (image.shape, image.dtype) == ((24, 24, 3), np.uint8)
             assert label.tolist() == [index // 3]
-    red = test[0][0] * data.STD[:, None, None] + data.MEAN[:, None, None]
-    np.testing.assert_allclose(red[:, 12, 12] * 255, (250, 10, 10), atol=4)
+    np.testing.assert_allclose(test[0][0][12, 12], (250, 10, 10), atol=4)

@@ -39,7 +39,7 @@ from edl.distill import DistillReader
 def source():
     while True:
         time.sleep(0.1)
-        yield (np.zeros((1, 3, 32, 32), "f4"),)
+        yield (np.zeros((1, 32, 32, 3), "u1"),)
 with open(sys.argv[2], "wb", 0) as batches:
     for _ in DistillReader(["image"], ["logits"], source=source, teachers=sys.argv[1]):
         batches.write(b".")

@@ -75,6 +75,7 @@ def names():
     return {
         "train_dataset": Images(),
         "train_loader": paddle.io.DataLoader(Images(), batch_size=ROWS // 2),
+        "raw_loader": [(paddle.zeros([ROWS, 224, 224, 3], "uint8"), paddle.arange(ROWS))],
         "student": student,
         "optimizer": paddle.optimizer.SGD(0.001, parameters=student.parameters()),
         "soft_label_loss": soft_label_loss,

@@ -149,6 +149,22 @@ def test_sparse_labels_of_a_paddle_serving_are_made_here_and_are_those_of_a_teac
             assert np.allclose(column, other, rtol=1e-3)
 
 
+def test_a_paddle_serving_is_sent_and_sends_the_whole(model, tmp_path, caplog):
+    directory, forward = model
+    conf = directory / "serving_client" / "serving_client_conf.prototxt"
+    wire = {"img": "float16", "prob": "bfloat16"}
+    with Pipeline(WEB_SERVICE, directory / "serving_server", tmp_path) as pipeline:
+        served = f"pipeline://{pipeline.endpoint}"
+        with DistillReader(["img"], ["prob"], [(IMAGES,)] * 3, served, wire=wire) as reader:
+            batches = list(reader.set_serving_conf_file(str(conf)))
+    assert len(batches) == 3
+    for _, prob in batches:
+        assert prob.dtype == np.float32
+        assert np.allclose(prob, forward(IMAGES), atol=1e-6)
+    words = "takes and sends no narrower tensors: 'img' as float32 to it, 'prob' as float32 from it"
+    assert caplog.text.count(words) == 1
+
+
 def test_edl_bench_measures_a_pipeline(model, tmp_path):
     directory, _ = model
     conf = directory / "serving_client" / "serving_client_conf.prototxt"

@@ -14,19 +14,21 @@ from typing import Any, Optional
 
 import numpy as np
 
-from edl.errors import ConfigError, ModelError, WireError
+from edl.errors import BadRequest, ConfigError, ModelError, WireError
 from edl.serving.model.language import Logits
 from edl.serving.model.predictor import Predictor, run_checked
 from edl.serving.model.sparse import sparse_labels
-from edl.serving.wire import frame, labels
+from edl.serving.wire import frame, labels, narrow
+from edl.serving.wire.fetches import Form, resolve
 from edl.serving.wire.labels import LabelForm
+from edl.serving.wire.narrow import Narrow
 
 _LARGEST = f"{frame.MAX_BODY_SIZE >> 20} MiB"
 
 
 @dataclass(frozen=True)
 class Share:
-    """One request's part of a batch: ``rows`` of it, what it wants of them (see ``labels.resolve``)
+    """One request's part of a batch: ``rows`` of it, what it wants of them (see ``wire.fetches``)
     and its own feeds for labels. ``length``: tokens of each, where rows are sequences; the batch's
     may have been filled up to more.
     """
@@ -38,7 +40,7 @@ class Share:
 
 
 #: What is asked of one fetch of the model.
-_Asked = tuple[str, Optional[LabelForm]]
+_Asked = tuple[str, Form]
 
 
 def answer_all(
@@ -48,14 +50,12 @@ def answer_all(
     share after the other.
 
     Raises ModelError for outputs that have not as many rows, or whose labels cannot be made;
-    ConfigError for a fetch that the predictor does not have.
+    BadRequest for values that the dtype in which they are wanted cannot hold; ConfigError for a
+    fetch that the predictor does not have.
     """
-    asked = [
-        [labels.resolve(predictor.description, fetch) for fetch in share.fetches]
-        for share in shares
-    ]
+    asked = [[resolve(predictor.description, fetch) for fetch in share.fetches] for share in shares]
     names = list(dict.fromkeys(name for each in asked for name, _ in each))
-    sparse_only = all(form is not None for each in asked for _, form in each)
+    sparse_only = all(isinstance(form, LabelForm) for each in asked for _, form in each)
     outputs = _outputs(predictor, feeds, names, sparse_only)
     answers: list[dict[str, np.ndarray]] = [{} for _ in shares]
     stops = list(itertools.accumulate(share.rows for share in shares))
@@ -66,8 +66,9 @@ def answer_all(
             array = outputs[name][start : stops[last]]
             if predictor.description.fetches[name].pad is not None:
                 array = array[:, : shares[first].length]
-            if form is None:
-                found = {name: array if isinstance(array, np.ndarray) else array.numpy()}
+            if not isinstance(form, LabelForm):
+                whole = array if isinstance(array, np.ndarray) else array.numpy()
+                found = {name: whole if form is None else _narrowed(name, whole, form)}
             else:
                 given = {
                     feed: np.concatenate([shares[n].label_feeds[feed] for n in numbers])
@@ -97,6 +98,16 @@ def _outputs(
     if lazy or (sparse_only and getattr(predictor, "on_gpu", False)):
         return run_checked(predictor, feeds, names, on_device=True)
     return run_checked(predictor, feeds, names)
+
+
+def _narrowed(name: str, array: np.ndarray, form: Narrow) -> np.ndarray:
+    try:
+        return narrow.narrowed(array, form.numpy_dtype)
+    except WireError as error:
+        remedy = "ask for bfloat16, or for what is as wide as it is"
+        if form.dtype == "bfloat16":
+            remedy = "ask for what is as wide as it is"
+        raise BadRequest(f"{name!r} in {form.dtype}: {error}; {remedy}") from error
 
 
 def _labels(

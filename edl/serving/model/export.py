@@ -26,6 +26,7 @@ from edl.serving.model.labelled import (
 )
 from edl.serving.model.layer import evaluating, in_order
 from edl.serving.model.predictor import PaddlePredictor, PredictorOptions
+from edl.serving.model.preprocess import Preprocess, preprocessing, raw_feeds
 from edl.serving.model.prototxt import (
     CLIENT_CONF,
     SERVER_CONF,
@@ -57,6 +58,7 @@ def export_model(
     top_k: Optional[int] = None,
     temperature: float = 1.0,
     samples: int = 0,
+    preprocess: Optional[Mapping[str, Preprocess]] = None,
 ) -> ModelFiles:
     """Write ``layer`` as ``directory/serving_server`` and ``directory/serving_client``.
 
@@ -74,6 +76,9 @@ def export_model(
     one, if they want samples) get theirs from it. A fetch may say its own form instead, as in
     ``"logits?top_k=64&temperature=2"`` beside one that is whole. For a form with ``&target``,
     ``feeds`` says the shape of the ids: ``{"labels.target": ((-1,), "int64")}``.
+    ``preprocess``: for some of the ``feeds``, how raw images become what the layer takes, as in
+    ``{"img": Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))}``. The program does
+    it, so on the teacher's device, and its feed is uint8, in the layout of the raw images.
 
     A model that is there already stays until the new one is complete, and whole if this fails.
     Returns the paths of what was written. Raises MissingDependencyError without Paddle, ConfigError
@@ -82,14 +87,18 @@ def export_model(
     paddle, name = import_paddle("exporting a model"), type(layer).__name__
     form = _label_form(top_k, temperature, samples, TARGET_FEED in feeds)
     asked = asked_of(fetch_names(fetches), form)
+    if preprocess:
+        raw = raw_feeds(feeds, preprocess)
+        layer, feeds = preprocessing(layer, feeds, preprocess), raw
     added, columns = label_feeds(asked, feeds), columns_of(asked)
     feeds = {**{name: kind for name, kind in feeds.items() if name not in added}, **added}
     spec: list[Any] = [
         paddle.static.InputSpec([None, *shape], dtype, feed)
         for feed, (shape, dtype) in zip(_program_names(layer, feeds), feeds.values())
     ]
-    if any(form is not None for _, form in asked):
-        if pdmodel:
+    makes_labels = any(form is not None for _, form in asked)
+    if makes_labels or preprocess:
+        if makes_labels and pdmodel:
             raise ConfigError(
                 "programs of Paddle 2 make no sparse labels: leave pdmodel, or the labels, out; of "
                 "whole logits they are made by edl teacher, or by the student"

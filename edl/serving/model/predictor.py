@@ -149,7 +149,9 @@ class PaddlePredictor:
         # Where the operators are missing that labels take (Paddle 2), they are made in numpy.
         self.on_gpu = gpu is not None and hasattr(paddle, "bitwise_right_shift")
         self._place = paddle.CPUPlace() if gpu is None else paddle.CUDAPlace(gpu)
-        self._names = {variable.alias: variable.name for variable in (*model.feeds, *model.fetches)}
+        # Apart, for a fetch may be called like a feed.
+        self._feeds = {variable.alias: variable.name for variable in model.feeds}
+        self._fetches = {variable.alias: variable.name for variable in model.fetches}
         self.model = model
         self.description = model.describe(
             fingerprint, device=options.device, precision=options.precision
@@ -158,25 +160,25 @@ class PaddlePredictor:
     def run(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, np.ndarray]:
         """See :class:`Predictor`."""
         for alias, array in feeds.items():
-            handle = self._predictor.get_input_handle(self._names[alias])
+            handle = self._predictor.get_input_handle(self._feeds[alias])
             handle.reshape(array.shape)
             handle.copy_from_cpu(np.ascontiguousarray(array))
         self._predictor.run()
         return {
-            alias: self._predictor.get_output_handle(self._names[alias]).copy_to_cpu()
+            alias: self._predictor.get_output_handle(self._fetches[alias]).copy_to_cpu()
             for alias in fetches
         }
 
     def run_on_device(self, feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> dict[str, Any]:
         """The same as tensors, on the device that has computed them."""
         paddle = import_paddle("hosting a Paddle model")
-        by_name = {self._names[alias]: array for alias, array in feeds.items()}
+        by_name = {self._feeds[alias]: array for alias, array in feeds.items()}
         given = [
             paddle.to_tensor(by_name[name], place=self._place)
             for name in self._predictor.get_input_names()
         ]
         tensors = dict(zip(self._predictor.get_output_names(), self._predictor.run(given)))
-        return {alias: tensors[self._names[alias]] for alias in fetches}
+        return {alias: tensors[self._fetches[alias]] for alias in fetches}
 
 
 def _identity(files: ModelFiles) -> list[tuple[int, ...]]:

@@ -23,8 +23,10 @@ from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.rate import Rate
-from edl.serving.wire import frame, labels
+from edl.serving.wire import frame, labels, narrow
 from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.fetches import answer_specs, resolve
+from edl.serving.wire.labels import LabelForm
 from edl.serving.wire.messages import Request
 from edl.serving.wire.tensor import as_text_array
 from edl.serving.worker import control
@@ -147,7 +149,8 @@ class Engine:
             *(worker.start(self._load_timeout) for worker in self._workers)
         )
         first = descriptions[0]
-        self.description = replace(first, extra={**first.extra, labels.DESCRIBED: labels.VERSION})
+        able = {labels.DESCRIBED: labels.VERSION, narrow.DESCRIBED: narrow.VERSION}
+        self.description = replace(first, extra={**first.extra, **able})
         self._ready.update(self._workers)
         self.loaded = True
         self._spawn(self._watch())
@@ -208,7 +211,7 @@ class Engine:
             raise Refusal(frame.ELIMIT, self._broken)
         placed = {name: self._place(job, name, array) for name, array in request.feeds.items()}
         own = {name: array for name, array in placed.items() if name in self.description.feeds}
-        fetches = [labels.resolve(self.description, name)[0] for name in job.fetches]
+        fetches = [resolve(self.description, name)[0] for name in job.fetches]
         job.key = batch_key(own, fetches, self.description.feeds)
         return None
 
@@ -219,6 +222,7 @@ class Engine:
 
     def _place(self, job: Job, name: str, array: np.ndarray) -> np.ndarray:
         """A feed as it lies in the input arena; one that does not lie there is copied there."""
+        self._check_width(name, array)
         offset = control.address(array) - self._base
         if not 0 <= offset < self._inputs.size:
             try:
@@ -233,6 +237,15 @@ class Engine:
             control.resolve(self._inputs, control.tensor_ref(offset, array))[...] = array
         job.refs[name] = control.tensor_ref(offset, array)
         return array
+
+    def _check_width(self, name: str, array: np.ndarray) -> None:
+        """Raises Refusal for a feed that takes too much memory once it is widened."""
+        spec, limit = self.description.feeds.get(name), self._memory.budget.largest_body
+        if spec is not None and narrow.widened_bytes(spec, array) > max(limit, array.nbytes):
+            raise _refusal(
+                f"feed {name!r} would take more than {limit >> 20} MiB as {spec.dtype}: send fewer "
+                "rows at a time"
+            )
 
     def _no_rows(self, fetches: list[str]) -> dict[str, np.ndarray]:
         """What any model answers to no rows: outputs of no rows."""
@@ -431,12 +444,14 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
             raise _refusal(f"unknown feed {name!r}; this teacher's feeds: {_names(wanted)}")
     rows = set()
     for name, spec in wanted.items():
+        own = name in description.feeds
         if name not in request.feeds:
             if spec.optional:
                 continue
             needed = [name for name, spec in wanted.items() if not spec.optional]
             raise _refusal(f"feed {name!r} is missing; this teacher needs {_names(needed)}")
-        wrong = spec.mismatch(request.feeds[name])
+        array = request.feeds[name]
+        wrong = narrow.mismatch(spec, array) if own else spec.mismatch(array)
         if wrong:
             raise _refusal(f"feed {name!r}: {wrong}")
         rows.add(len(request.feeds[name]))
@@ -453,8 +468,8 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
 def _label_feeds(description: Description, fetches: list[str]) -> dict[str, TensorSpec]:
     """What is fed beside the model's own, for the labels that are asked for. Raises ConfigError."""
     feeds: dict[str, TensorSpec] = {}
-    for name, form in (labels.resolve(description, fetch) for fetch in fetches):
-        if form is not None:
+    for name, form in (resolve(description, fetch) for fetch in fetches):
+        if isinstance(form, LabelForm):
             feeds.update(labels.feed_specs(description.fetches[name], form))
     return feeds
 
@@ -465,11 +480,8 @@ def output_specs(description: Description, fetches: list[str]) -> dict[str, Tens
     """
     specs: dict[str, TensorSpec] = {}
     for fetch in fetches:
-        name, form = labels.resolve(description, fetch)
-        spec = description.fetches[name]
-        parts = {name: spec} if form is None else labels.part_specs(name, spec, form)
-        for part, kind in parts.items():
-            output = part if form is None else labels.column(name, part)
+        name, form = resolve(description, fetch)
+        for output, kind in answer_specs(name, description.fetches[name], form).items():
             if output in specs:
                 raise ConfigError(f"{output!r} is asked for twice, once by {fetch[:80]!r}")
             specs[output] = kind

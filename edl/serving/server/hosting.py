@@ -16,6 +16,7 @@ from edl.errors import ConfigError, ModelError, WireError
 from edl.serving.model.language import LanguagePredictor, halves, is_language_model
 from edl.serving.model.layer import evaluating, is_layer, layer_function
 from edl.serving.model.predictor import Predictor
+from edl.serving.model.preprocess import Preprocess, preprocessed, preprocessing, raw_feeds
 from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
 from edl.serving.wire.description import (
     Description,
@@ -111,6 +112,7 @@ def serve(
     *,
     options: Optional[ServerOptions] = None,
     fingerprint: str = "",
+    preprocess: Optional[Mapping[str, Preprocess]] = None,
 ) -> ServedTeacher:
     """Serve a function or a layer to students, from a thread of this process, until it is closed::
 
@@ -132,13 +134,20 @@ def serve(
     is better hosted by ``edl teacher``. ``options``: host, port, token, batching and limits.
     ``fingerprint``: what tells this teacher's model from others under the same service, such as
     "resnet50-v3" (see :class:`Description`); default: made from ``feeds`` and ``fetches``.
+    ``preprocess``: for some of the ``feeds``, how raw uint8 images, which are fed then, become what
+    the function or layer takes, as for ``export_model``.
 
     Raises ConfigError if the address is taken, if a shape, a dtype or the fingerprint is none, or
     if names alone do not say enough; ModelError for a language model whose labels are no numbers.
     """
     if not feeds:
         raise ConfigError("a teacher needs at least one feed")
-    takes, names = parse_specs(feeds), fetch_names(fetches)
+    names = fetch_names(fetches)
+    if preprocess:
+        raw = raw_feeds(feeds, preprocess)
+        wrap = preprocessing if is_layer(function) else preprocessed
+        function, feeds = wrap(function, feeds, preprocess), raw
+    takes = parse_specs(feeds)
     with contextlib.ExitStack() as stack:
         predictor: Predictor
         if is_layer(function):

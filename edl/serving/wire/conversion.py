@@ -35,6 +35,7 @@ nobody can tell bits from integers. float64 becomes bfloat16 by way of float32, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -44,8 +45,11 @@ from edl.errors import WireError
 _BFLOAT16 = np.dtype(np.uint16)
 _BFLOAT16_DIGITS = 8  # of its significand, in binary, the first one included
 _UINT64_MAX = 2**64 - 1
-#: So many values become bfloat16 at a time: what is computed on the way stays in the cache.
+#: So many values are converted at a time: what is computed on the way stays in the cache.
 _CHUNK = 1 << 16
+#: Of a half that was moved up to where a single's exponent ends: its sign and what is below.
+_SINGLE_OF_HALF = np.uint32(0x8FFFE000).view(np.int32)
+_BIASES = np.float32(2.0 ** (127 - 15))
 
 
 def convert(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -92,19 +96,57 @@ def _to_float(array: np.ndarray, wanted: np.dtype) -> np.ndarray:
     if array.dtype.kind in "iu":
         limits = np.finfo(wanted)
         _check_integers(array, limits.nmant + 1, int(limits.max), wanted)
-    with np.errstate(all="ignore"):  # an overflow is refused below
-        converted = array.astype(wanted)
+    if array.dtype == np.float16 and wanted == np.float32:
+        return _by_chunks(array, wanted, _half_to_single)
     if array.dtype.kind == "f" and not np.can_cast(array.dtype, wanted):
-        _refuse_overflow(array, np.isinf(converted), wanted)
-    return converted
+        return _by_chunks(array, wanted, _to_narrower)
+    with np.errstate(all="ignore"):
+        return array.astype(wanted)
+
+
+def _by_chunks(
+    array: np.ndarray, wanted: np.dtype, fill: Callable[[np.ndarray, np.ndarray], None]
+) -> np.ndarray:
+    values = array.reshape(-1)
+    converted = np.empty(values.shape, wanted)
+    for start in range(0, values.size, _CHUNK):
+        fill(converted[start : start + _CHUNK], values[start : start + _CHUNK])
+    return converted.reshape(array.shape)
+
+
+def _to_narrower(converted: np.ndarray, values: np.ndarray) -> None:
+    with np.errstate(all="ignore"):  # an overflow is refused below
+        converted[...] = values
+    if converted.dtype == np.float16:  # whose bits are looked at in no time, unlike its values
+        infinite = (converted.view(np.uint16) & 0x7FFF) == 0x7C00
+    else:
+        infinite = np.isinf(converted)
+    _refuse_overflow(values, infinite, converted.dtype)
+
+
+def _half_to_single(converted: np.ndarray, values: np.ndarray) -> None:
+    """The same as numpy's own conversion, several times as fast: exponent and significand in their
+    new places, and then the difference of the exponents' biases. Infinities and NaN, which have an
+    exponent of their own, are left to numpy.
+    Source: F. Giesen, "Half to float done quick", 2012.
+    """
+    halves, bits = values.view(np.int16), converted.view(np.int32)
+    np.copyto(bits, halves)  # the sign is in all upper bits now
+    bits <<= 13
+    bits &= _SINGLE_OF_HALF
+    converted *= _BIASES
+    special = (halves & 0x7C00) == 0x7C00
+    if special.any():
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            converted[special] = values[special]
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    values = array.reshape(-1)
-    converted = np.empty(values.shape, _BFLOAT16)
-    for start in range(0, values.size, _CHUNK):
-        converted[start : start + _CHUNK] = _bfloat16_bits(values[start : start + _CHUNK])
-    return converted.reshape(array.shape)
+    return _by_chunks(array, _BFLOAT16, _fill_bfloat16)
+
+
+def _fill_bfloat16(converted: np.ndarray, values: np.ndarray) -> None:
+    converted[...] = _bfloat16_bits(values)
 
 
 def _bfloat16_bits(array: np.ndarray) -> np.ndarray:

@@ -91,14 +91,15 @@ class TensorSpec:
             return f"expected shape ({wanted}), got {array.shape}"
         return ""
 
-    def conform(self, array: np.ndarray) -> np.ndarray:
+    def conform(self, array: np.ndarray, convert_dtype: bool = True) -> np.ndarray:
         """``array`` with the dtype and row shape that the teacher expects.
 
         The dtype is converted where that keeps the values (see ``conversion``). Raises WireError
         where it does not. Rows with the right number of elements are reshaped (a flat 784 to
         1x28x28, as Paddle Serving's client does); other shapes are left for the teacher to refuse.
+        Without ``convert_dtype`` nothing but the shape is changed.
         """
-        if array.dtype != np.dtype(self.dtype):
+        if convert_dtype and array.dtype != np.dtype(self.dtype):
             array = convert(array, self.dtype)
         row = array.shape[1:]
         if (

@@ -16,6 +16,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from edl.serving.wire.description import TensorSpec
+from edl.serving.wire.narrow import widen
 from edl.serving.worker.arena import Arena
 
 LENGTH = struct.Struct("!I")
@@ -108,12 +109,13 @@ def gather(
     specs: Mapping[str, TensorSpec],
 ) -> dict[str, np.ndarray]:
     """The feeds of a batch, those in ``specs``: the requests' rows one after the other. The arrays
-    of a single request are views of the arena. Sequences are filled up to the longest.
+    of a single request are views of the arena, unless they came narrower than the model takes them.
+    Sequences are filled up to the longest.
     """
     feeds = {}
     for name, spec in specs.items():
         if name in requests[0] or not spec.optional:
-            arrays = [resolve(inputs, request[name]) for request in requests]
+            arrays = [widen(resolve(inputs, request[name]), spec.dtype) for request in requests]
             feeds[name] = arrays[0] if len(arrays) == 1 else _joined(arrays, spec.pad)
     return feeds
 

@@ -71,6 +71,11 @@ def test_fetches_may_say_shapes_and_dtypes_as_feeds_do(tmp_path):
     assert set(outputs(tmp_path)) == {"prob"}
 
 
+def test_a_fetch_may_be_called_like_a_feed(tmp_path):
+    export_model(Scaled(lambda x, twice: twice), tmp_path, {"x": ((3,), "float32")}, ["x"])
+    np.testing.assert_array_equal(outputs(tmp_path, "x")["x"], 2 * X)
+
+
 class Scaled(paddle.nn.Layer):
     """Its parameter is called ``w``, its outputs what ``choose`` makes of x and 2 * x."""
 
@@ -259,7 +264,8 @@ def test_the_command_exports_a_layer_with_its_weights(tmp_path):
             logits = client.infer({"img": image})["logits"]
             served = client.describe()
     here = load_predictor(PredictorOptions(model=str(tmp_path / "out"))).description
-    here = dataclasses.replace(here, extra={**here.extra, "labels": 1})  # which the server makes
+    does = {"labels": 1, "narrow": 1}  # the server, with any model
+    here = dataclasses.replace(here, extra={**here.extra, **does})
     assert served == here, "the fingerprint too"
     net.eval()
     np.testing.assert_allclose(logits, net(paddle.to_tensor(image)).numpy(), rtol=1e-4, atol=1e-5)

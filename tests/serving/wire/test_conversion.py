@@ -207,3 +207,22 @@ def test_many_numbers_are_converted_as_a_few_are():
 def test_uint8_pixels_become_bfloat16():
     pixels = np.arange(256, dtype="u1")
     assert numbers(convert(pixels, "uint16"), "uint16") == list(range(256))
+
+
+def test_every_half_becomes_the_single_that_numpy_makes_of_it():
+    halves = np.arange(1 << 16).astype(np.uint16).view(np.float16)
+    for array in (halves, halves.reshape(256, 256).T, halves[3:3], halves.astype(">f2")):
+        with np.errstate(invalid="ignore"):
+            expected = array.astype(np.float32)
+        converted = convert(array, "float32")
+        assert (converted.dtype, converted.shape) == (np.float32, array.shape)
+        np.testing.assert_array_equal(converted.view(np.uint32), expected.view(np.uint32))
+
+
+def test_an_overflow_far_behind_is_refused_and_infinities_are_not():
+    many = np.ones((3, 1 << 16), np.float32)
+    many[1, 5] = np.inf
+    assert np.isinf(convert(many, "float16")[1, 5])
+    many[2, -5] = 65520
+    with pytest.raises(WireError, match="float16 cannot hold the float32 value 65520"):
+        convert(many, "float16")
