@@ -21,11 +21,12 @@ from edl.distill.batches import join_parts
 from edl.distill.labels import Labelling
 from edl.distill.lengths import row_lengths
 from edl.distill.link import Wants
+from edl.distill.narrowing import NarrowAnswer
 from edl.distill.plan import Plan
 from edl.distill.settings import Model, PoolConfig
 from edl.distill.stream import Batch, Stream
 from edl.errors import ConfigError, NoTeacherError, SourceError, StoreError
-from edl.serving.wire import labels
+from edl.serving.wire import labels, narrow
 from edl.serving.wire.description import TensorSpec
 from edl.serving.wire.labels import TARGET_FEED
 from edl.store import LabelStore
@@ -172,6 +173,12 @@ class Storing:
         self._targets = wants.targets
         self._lengths = wants.lengths
         self._predictions = [_canonical(predict) for predict in model.predicts]
+        # Each as a teacher may answer: in the dtype that the student says, or not able to do that.
+        self._forms = {each: each for each in self._predictions}
+        self._forms.update(
+            (narrow.ask(*said), said[0]) for said in wants.wire.items() if said[0] in self._forms
+        )
+        self._wire = wants.wire
         self._compared = False
         self._warned = False
         self._hits = self._misses = self._bytes = 0
@@ -273,11 +280,12 @@ class Storing:
         """The models of which the store has every prediction that is wanted, and their kinds."""
         models: dict[str, dict[str, Kind]] = {}
         for kind in self._store.kinds():
-            if kind.prediction in self._predictions and self._fits(kind):
+            prediction = self._forms.get(kind.prediction)
+            if prediction is not None and self._fits(kind):
                 kinds = models.setdefault(kind.model, {})
-                before = kinds.get(kind.prediction)
-                if before is None or kind.trimmed:
-                    kinds[kind.prediction] = kind
+                before = kinds.get(prediction)
+                if before is None or _as_asked(kind) >= _as_asked(before):
+                    kinds[prediction] = kind
         return {
             model: [kinds[prediction] for prediction in self._predictions]
             for model, kinds in models.items()
@@ -293,6 +301,7 @@ class Storing:
             and not slots & set(kind.unfed)
             and kind.targets in ("", self._targets)
             and (self._lengths is not None or not kind.trimmed)
+            and kind.rounded in ((), _rounded(self._wire, kind.feeds))
         )
 
     # --- looking up -------------------------------------------------------------------------
@@ -475,6 +484,8 @@ def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
             if ask.form.target and plan.targets is not None:
                 targets = plan.targets[1]
                 slots[targets] = ask.feeds[TARGET_FEED]
+        elif isinstance(ask, NarrowAnswer):
+            prediction, columns = ask.fetches[0], {ask.name: ask.spec}
         else:
             prediction = ask
             columns = {name: spec for name, spec in plan.fetches if name == ask}
@@ -491,9 +502,21 @@ def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
                 targets,
                 drawn,
                 keyed_by,
+                _rounded(plan.sent_as, slots),
             )
         )
     return kinds
+
+
+def _as_asked(kind: Kind) -> tuple[bool, bool, bool]:
+    """The more, the nearer to what a teacher would answer that can do all that is asked of it."""
+    return narrow.is_asked(kind.prediction), bool(kind.rounded), kind.trimmed
+
+
+def _rounded(wire: Mapping[str, str], feeds: Collection[str]) -> tuple[str, ...]:
+    """Which feeds travel as something that does not hold all their values."""
+    sent = [(name, dtype) for name, dtype in wire.items() if name in feeds and dtype != "uint8"]
+    return tuple(f"{name} as {dtype}" for name, dtype in sorted(sent))
 
 
 def _column(name: str, spec: TensorSpec) -> Column:

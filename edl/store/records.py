@@ -63,8 +63,8 @@ class Kind:
     stored. ``feeds``: the slots that labels depend on; ``unfed``: those that the model could have
     been fed, and was not. ``targets``: the slot of the ids whose logits are stored. ``sequences``:
     those of the slots that are cut to the length of the row. ``drawn``: labels belong to one epoch.
-    ``keyed_by``: the slots that keys are made of, if these are not ``feeds``. ``columns``: the
-    arrays.
+    ``keyed_by``: the slots that keys are made of, if these are not ``feeds``. ``rounded``: the slots
+    that were rounded on their way, each with the dtype. ``columns``: the arrays.
     """
 
     model: str
@@ -76,6 +76,7 @@ class Kind:
     targets: str = ""
     drawn: bool = False
     keyed_by: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
 
     @cached_property
     def text(self) -> str:
@@ -95,7 +96,7 @@ class Kind:
             columns = [
                 Column(**{**each, "shape": tuple(each["shape"])}) for each in said["columns"]
             ]
-            names = ("feeds", "sequences", "unfed", "keyed_by")
+            names = ("feeds", "sequences", "unfed", "keyed_by", "rounded")
             kind = cls(**{**said, "columns": tuple(columns), **{n: tuple(said[n]) for n in names}})
             for column in columns:
                 np.dtype(column.dtype)

@@ -298,6 +298,20 @@ def test_labels_of_another_model_are_no_labels(tmp_path):
         assert teacher.rows == ROWS * BATCHES
 
 
+@pytest.mark.parametrize("wire", [{"img": "float16"}, {"prob": "float16"}])
+def test_what_was_rounded_on_its_way_is_no_label_of_what_was_not(tmp_path, wire):
+    with counting() as teacher:
+        with reader_of(tmp_path, teacher, wire=wire) as reader:
+            rounded = read(reader)
+        with reader_of(tmp_path, teacher) as reader:
+            whole = read(reader)
+        assert teacher.rows == 2 * ROWS * BATCHES
+    assert any((one[2] != two[2]).any() for one, two in zip(rounded, whole))
+    for options, expected in (({"wire": wire}, rounded), ({}, whole)):
+        with reader_of(tmp_path, **options) as reader:
+            assert_same(read(reader), expected)
+
+
 def test_of_several_models_without_a_teacher_one_has_to_be_named(tmp_path):
     for name, factor in (("model:a", 1.0), ("model:b", 2.0)):
         with counting(name, factor) as teacher, reader_of(tmp_path, teacher) as reader:
