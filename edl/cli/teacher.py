@@ -103,6 +103,13 @@ _STARTED = round(time.time(), 3)
     help="Waiting requests beyond which the answer is: busy.",
 )
 @click.option(
+    "--local/--no-local",
+    default=True,
+    envvar="EDL_LOCAL",
+    show_default=True,
+    help="A Unix socket and shared memory for students on this machine.",
+)
+@click.option(
     "--token",
     envvar="EDL_TOKEN",
     help="What clients must show. Better as the environment variable EDL_TOKEN: others on this "
@@ -152,6 +159,7 @@ async def _serve(options: dict[str, Any]) -> None:
         max_wait=options["max_wait_ms"] / 1000,
         max_queued=options["max_queued"],
         token=options["token"] or "",
+        local=options["local"],
     )
     server = TeacherServer(processes(predictor, options["workers"]), server_options)
     stop = _stop_on_signals()

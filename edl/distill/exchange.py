@@ -376,6 +376,9 @@ class Exchange:
                 "models": list(self._roster.models),
                 "unusable": self._roster.problems(),
             }
+            for name, teacher in stats["teachers"].items():
+                seat = self._seats.get(name)
+                teacher["way"] = seat.client.way if seat is not None and seat.client else ""
             outstanding = self._dispatch.pending
         if self._dispatch.in_order:
             return stats
@@ -489,7 +492,7 @@ class Exchange:
             self._roster.connected(link.endpoint, said.fingerprint, time.monotonic(), test)
             io = self._follow()
         _do(io)
-        logger.info("teacher %s is connected", link.endpoint)
+        logger.info("teacher %s is connected by %s", link.endpoint, client.way)
 
     def link_down(
         self, link: TeacherLink, client: Optional[Client], reason: str, unfit: bool = False
@@ -588,7 +591,8 @@ class Exchange:
         if self._trace is not None:
             what = "batch" if self._dispatch.in_order else "request"
             label = f"{what} {task.batch}" if isinstance(answer, dict) else type(answer).__name__
-            self._trace.span(name, label, sent, now, rows=task.stop - task.start, task=task.id)
+            rows = task.stop - task.start
+            self._trace.span(name, label, sent, now, rows=rows, task=task.id, way=client.way)
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """See Desk."""

@@ -37,6 +37,8 @@ from edl.errors import (
     WireError,
 )
 from edl.serving.client.entry import Client, Entry
+from edl.serving.client.local import connect_nearer, socket_of
+from edl.serving.client.teacher import TCP
 from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Wants:
     want to be shown. ``targets``: the slot of target ids. ``tokenizer``: the fingerprint of the
     student's; empty: any. ``lengths``: the slot of the rows' lengths, or of a mask, if they are
     sequences that can be trimmed. ``wire``: in which dtypes slots and predictions travel, where
-    that is narrower.
+    that is narrower. ``local``: to use teachers on this machine by their Unix sockets.
     """
 
     ins: Optional[Sequence[Optional[str]]]
@@ -72,6 +74,7 @@ class Wants:
     tokenizer: str = ""
     lengths: Optional[str] = None
     wire: Mapping[str, str] = field(default_factory=dict)
+    local: bool = True
 
 
 class Instead(Enum):
@@ -127,6 +130,7 @@ class TeacherLink:
         self._patience = itertools.cycle(_CONNECT_WITHIN)
         self._again = threading.Event()
         self._said: set[str] = set()
+        self._useless: set[str] = set()  # Unix sockets
         self._loop = Loop(f"edl-send-{endpoint}", self._connect_and_send, pause=0.0)
 
     def start(self) -> None:
@@ -169,8 +173,9 @@ class TeacherLink:
         """
         text = self._desk.entry(self)
         entry = Entry.from_json(text)
-        client = entry.connect(self.endpoint, self._wants.token, next(self._patience))
-        with contextlib.closing(client):
+        with contextlib.ExitStack() as stack:
+            client = entry.connect(self.endpoint, self._wants.token, next(self._patience))
+            stack.callback(client.close)
             self._connection = client
             if self._loop.stopped.is_set():  # between the loop's check and here
                 return
@@ -180,6 +185,14 @@ class TeacherLink:
                 self._desk.link_down(self, None, str(error), unfit=True)
                 self._wait_for_another(client, entry, str(error))
                 return
+            path = socket_of(self.endpoint, description) if self._wants.local else ""
+            nearer = self._nearer(path, description)
+            if nearer is not None:
+                stack.callback(nearer.close)
+                client.close()
+                client = self._connection = nearer
+                if self._loop.stopped.is_set():
+                    return
 
             def is_the_same() -> bool:
                 same = self._desk.entry(self) == text
@@ -196,7 +209,20 @@ class TeacherLink:
             finally:
                 if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
                     self._backoff = _BACKOFF_FIRST
+                elif client.way != TCP:
+                    self._useless.add(path)
                 self._desk.link_down(self, client, reason)
+
+    def _nearer(self, path: str, description: Description) -> Optional[Client]:
+        """The teacher by its Unix socket at ``path``, unless that was tried in vain before."""
+        if not path or path in self._useless:
+            return None
+        client = connect_nearer(
+            self.endpoint, path, description, self._wants.token, _CONNECT_WITHIN[-1]
+        )
+        if client is None:
+            self._useless.add(path)
+        return client
 
     def _say_what_is_not_spared(self, plan: Plan) -> None:
         """What travels to or from this teacher although it need not; each once."""

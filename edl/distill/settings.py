@@ -106,6 +106,7 @@ def pool_configs(
     for a conf file that is none.
     """
     token = os.environ.get("EDL_TOKEN", "") if settings.token is None else settings.token
+    local = _switch("EDL_LOCAL")
     fallback = fallback_description(settings.conf_file)
     configs = []
     for model in models:
@@ -125,6 +126,7 @@ def pool_configs(
             settings.tokenizer,
             settings.lengths,
             settings.wire,
+            local,
         )
         configs.append(
             PoolConfig(
@@ -139,6 +141,14 @@ def pool_configs(
             )
         )
     return configs
+
+
+def _switch(name: str) -> bool:
+    """An environment variable that is 1 (also if it is not set) or 0. Raises ConfigError."""
+    value = os.environ.get(name, "1")
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name} is {value!r}; it must be 0 or 1")
+    return value == "1"
 
 
 def _share_of(limit: Optional[int], number: int, among: int) -> Optional[int]:

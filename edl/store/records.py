@@ -63,7 +63,7 @@ class Kind:
     stored. ``feeds``: the slots that labels depend on; ``unfed``: those that the model could have
     been fed, and was not. ``targets``: the slot of the ids whose logits are stored. ``sequences``:
     those of the slots that are cut to the length of the row. ``drawn``: labels belong to one epoch.
-    ``keyed_by``: the slots that keys are made of, if these are not ``feeds``. ``rounded``: the slots
+    ``keyed_by``: the slots that keys are made of, if these are not ``feeds``. ``rounded``: those
     that were rounded on their way, each with the dtype. ``columns``: the arrays.
     """
 

@@ -25,6 +25,10 @@ class Client(Protocol):
 
     endpoint: str
 
+    @property
+    def way(self) -> str:
+        """See TeacherClient.way; to a pipeline it is "grpc"."""
+
     def submit(self, feeds: Mapping[str, Any], fetches: Any, on_answer: OnAnswer) -> int:
         """See TeacherClient.submit."""
 

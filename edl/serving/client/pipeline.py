@@ -46,6 +46,8 @@ class PipelineClient:
     ``pipeline_messages``. Raises TeacherUnreachable from the constructor.
     """
 
+    way = "grpc"
+
     def __init__(
         self,
         endpoint: str,

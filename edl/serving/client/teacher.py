@@ -34,14 +34,19 @@ from edl.errors import (
     TeacherUnreachable,
     WireError,
 )
+from edl.serving.client.lending import Lending, Loan
 from edl.serving.wire import frame
 from edl.serving.wire.compression import compression_of, decompress
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
 from edl.serving.wire.labels import with_plain_ids
+from edl.serving.wire.local import SHARE_METHOD, SHARE_SERVICE, encode_share
 from edl.serving.wire.messages import METHOD, SERVICE, decode_response, encode_request
-from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent, size_of
+from edl.serving.wire.tensor import IOV_MAX, Buffer, Memories, drop_sent, own_copy, size_of
 
 logger = logging.getLogger(__name__)
+
+#: The ways that tensors may take.
+TCP, UNIX_SOCKET, SHARED_MEMORY = "tcp", "unix socket", "shared memory"
 
 Outputs = dict[str, np.ndarray]
 Answer = Union[Outputs, TeacherError]
@@ -56,18 +61,30 @@ _INBOX_SIZE = 64 << 10
 _LARGE_REQUEST = 16 << 20
 
 
+class _Lent(NamedTuple):
+    """What is known of a request on a Unix socket. ``loan``: where it lies, if it is not sent."""
+
+    fetches: Sequence[str]
+    rows: int
+    loan: Optional[Loan]
+
+
 class _Pending(NamedTuple):
-    """A request in flight. ``raw``: its answer's payload is wanted as it is."""
+    """A request in flight. ``raw``: its answer's payload is wanted as it is. ``lent``: for requests
+    on a Unix socket.
+    """
 
     on_answer: OnAnswer
     raw: bool
     size: int
+    lent: Optional[_Lent] = None
 
 
 class TeacherClient:
-    """One TCP connection to a teacher. Safe to use from several threads.
+    """One connection to a teacher. Safe to use from several threads.
 
-    ``endpoint``: ``host:port``. ``connect_timeout``: seconds. ``send_timeout``: seconds in which
+    ``endpoint``: ``host:port``. ``path``: of the teacher's Unix socket, to use that instead (see
+    ``local``). ``connect_timeout``: seconds. ``send_timeout``: seconds in which
     the teacher may take no bytes. ``max_answer_bytes``: larger answers end the connection.
     ``token``: what the teacher wants to be shown.
 
@@ -82,11 +99,17 @@ class TeacherClient:
         send_timeout: float = 60.0,
         max_answer_bytes: int = frame.MAX_BODY_SIZE,
         token: str = "",
+        path: str = "",
     ) -> None:
         self.endpoint = endpoint
         self._credential = token.encode()
         self._max_answer_bytes = max_answer_bytes
-        self._socket = connect(endpoint, connect_timeout, send_timeout)
+        if path:
+            self._socket = connect_locally(endpoint, path, connect_timeout, send_timeout)
+        else:
+            self._socket = connect(endpoint, connect_timeout, send_timeout)
+        self._lending = Lending(self._hand_over) if path else None
+        self._late: dict[int, Loan] = {}  # of requests that were forgotten, and not answered yet
         self._inbox = _Inbox(self._socket)
         self._ids = itertools.count(1)
         self._in_flight: dict[int, _Pending] = {}
@@ -109,7 +132,7 @@ class TeacherClient:
         ``on_answer`` runs on the receiving thread and must be quick. Raises WireError if an array
         cannot travel.
         """
-        return self._send(SERVICE, METHOD, encode_request(feeds, fetches), on_answer, raw=False)
+        return self._submit(feeds, fetches, on_answer)
 
     def infer(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
@@ -123,8 +146,11 @@ class TeacherClient:
         another token, TeacherUnavailable, TeacherFailed, TeacherProtocolError or
         TeacherConnectionLost otherwise; WireError if an array cannot travel.
         """
-        outputs = self._wait(SERVICE, METHOD, encode_request(feeds, fetches), timeout, raw=False)
-        assert isinstance(outputs, dict)
+
+        def send(on_answer: OnAnswer) -> int:
+            return self._submit(feeds, fetches, on_answer)
+
+        outputs = wait_for_answer(self.endpoint, send, self.forget, timeout)
         if not any("?" in fetch for fetch in fetches):
             return outputs
         try:
@@ -136,7 +162,11 @@ class TeacherClient:
         """What the teacher serves. Raises RequestRefused if the server does not say (a Paddle
         Serving of the original kind), and the errors of :meth:`infer`.
         """
-        payload = self._wait(DESCRIBE_SERVICE, DESCRIBE_METHOD, [], timeout, raw=True)
+
+        def send(on_answer: OnAnswer) -> int:
+            return self._send(DESCRIBE_SERVICE, DESCRIBE_METHOD, [], on_answer, raw=True)
+
+        payload = wait_for_answer(self.endpoint, send, self.forget, timeout)
         assert isinstance(payload, memoryview)
         try:
             return Description.from_json(str(payload, "utf-8"))
@@ -146,7 +176,9 @@ class TeacherClient:
     def forget(self, correlation_id: int) -> None:
         """Drop a request: its answer, if it still comes, is ignored."""
         with self._lock:
-            self._in_flight.pop(correlation_id, None)
+            pending = self._in_flight.pop(correlation_id, None)
+            if pending is not None and pending.lent is not None and pending.lent.loan is not None:
+                self._late[correlation_id] = pending.lent.loan
 
     def close(self, error: Optional[TeacherError] = None) -> None:
         """End the connection; what is in flight is answered with ``error``, in this thread. Does
@@ -160,22 +192,58 @@ class TeacherClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(
-        self, service: str, method: str, payload: list[Buffer], timeout: float, raw: bool
-    ) -> Union[Outputs, memoryview]:
-        def send(on_answer: OnAnswer) -> int:
-            return self._send(service, method, payload, on_answer, raw)
+    @property
+    def way(self) -> str:
+        """How tensors travel now: "tcp", "unix socket" or "shared memory"."""
+        if self._lending is None:
+            return TCP
+        return SHARED_MEMORY if self._lending.in_use else UNIX_SOCKET
 
-        return wait_for_answer(self.endpoint, send, self.forget, timeout)
+    def _submit(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], on_answer: OnAnswer
+    ) -> int:
+        if self._lending is None:
+            payload = encode_request(feeds, fetches)
+            return self._send(SERVICE, METHOD, payload, on_answer, raw=False)
+        loan = self._lending.lend(feeds, fetches)
+        places, room = ({}, None) if loan is None else (loan.places, loan.room)
+        rows = max((array.shape[0] for array in feeds.values() if array.ndim), default=0)
+        try:
+            payload = encode_request(feeds, fetches, places, room)
+            lent = _Lent(fetches, rows, loan)
+            return self._send(SERVICE, METHOD, payload, on_answer, raw=False, lent=lent)
+        except WireError:
+            if loan is not None:
+                loan.free()
+            raise
+
+    def _hand_over(self, number: int, fd: int, then: Callable[[bool], None]) -> None:
+        """See Lending."""
+
+        def on_answer(answer: object) -> None:
+            if isinstance(answer, TeacherError):
+                logger.info("%s; requests to it travel through its socket", answer)
+            then(not isinstance(answer, TeacherError))
+
+        self._send(SHARE_SERVICE, SHARE_METHOD, encode_share(number), on_answer, raw=True, fd=fd)
 
     def _send(
-        self, service: str, method: str, payload: list[Buffer], on_answer: OnAnswer, raw: bool
+        self,
+        service: str,
+        method: str,
+        payload: list[Buffer],
+        on_answer: OnAnswer,
+        raw: bool,
+        lent: Optional[_Lent] = None,
+        fd: Optional[int] = None,
     ) -> int:
+        """Send a frame; ``fd``: a file descriptor that goes with it."""
         with self._lock:
             correlation_id = next(self._ids)
             broken = self._broken
             if broken is None:
-                self._in_flight[correlation_id] = _Pending(on_answer, raw, size_of(payload))
+                pending = _Pending(on_answer, raw, size_of(payload), lent)
+                self._in_flight[correlation_id] = pending
         if broken is not None:
             on_answer(broken)
             return correlation_id
@@ -183,7 +251,7 @@ class TeacherClient:
         try:
             buffers = frame.encode_frame(meta, payload)
             with self._send_lock:
-                send_all(self._socket, buffers)
+                send_all(self._socket, buffers, fd)
         except WireError:
             self.forget(correlation_id)
             raise
@@ -225,11 +293,14 @@ class TeacherClient:
             raise WireError("the teacher sent a request instead of an answer")
         with self._lock:
             pending = self._in_flight.pop(meta.correlation_id, None)
+            late = self._late.pop(meta.correlation_id, None)
         if pending is None:  # forgotten or timed out
+            if late is not None:
+                late.free()
             return
         self._proven_size = max(self._proven_size, pending.size)
         try:
-            answer = self._answer(meta, payload, pending.raw)
+            answer = self._answer(meta, payload, pending)
         except WireError as error:
             malformed = f"its answer is malformed: {error}"
             pending.on_answer(TeacherProtocolError(self.endpoint, malformed))
@@ -237,7 +308,30 @@ class TeacherClient:
         pending.on_answer(answer)  # type: ignore[arg-type]
 
     def _answer(
-        self, meta: frame.ResponseMeta, payload: memoryview, raw: bool
+        self, meta: frame.ResponseMeta, payload: memoryview, pending: _Pending
+    ) -> Union[Answer, memoryview]:
+        """What it says, in memory of its own. What its request was lent is free then."""
+        loan = pending.lent.loan if pending.lent is not None else None
+        try:
+            answer = self._decoded(meta, payload, pending.raw, loan.arenas if loan else None)
+            if loan is not None and isinstance(answer, dict):
+                answer = {
+                    name: own_copy(array) if loan.holds(array) else array
+                    for name, array in answer.items()
+                }
+        finally:
+            if loan is not None:
+                loan.free()
+        if pending.lent is not None and self._lending is not None and isinstance(answer, dict):
+            self._lending.answered(pending.lent.fetches, pending.lent.rows, answer)
+        return answer
+
+    def _decoded(
+        self,
+        meta: frame.ResponseMeta,
+        payload: memoryview,
+        raw: bool,
+        memories: Optional[Memories],
     ) -> Union[Answer, memoryview]:
         if meta.error_code:
             return error_for(self.endpoint, meta.error_code, meta.error_text)
@@ -246,7 +340,7 @@ class TeacherClient:
             payload = decompress(payload, kind, self._max_answer_bytes)
         if raw:
             return payload
-        response = decode_response(payload)
+        response = decode_response(payload, memories)
         if response.err_no:
             return error_for(self.endpoint, response.err_no, response.err_msg)
         return response.outputs
@@ -272,6 +366,9 @@ class TeacherClient:
             if self._broken is None:
                 self._broken = error
             lost, self._in_flight = self._in_flight, {}
+            self._late.clear()
+        if self._lending is not None:
+            self._lending.close()
         try:
             self._socket.shutdown(socket.SHUT_RDWR)  # unlike close, wakes blocked threads
         except OSError:
@@ -336,10 +433,7 @@ def connect(endpoint: str, timeout: float, send_timeout: float) -> socket.socket
         else:
             reason = f"cannot connect: {getattr(error, 'strerror', None) or error}"
         raise TeacherUnreachable(endpoint, reason) from error
-    sock.settimeout(None)
-    seconds, fraction = divmod(send_timeout, 1)
-    limit = struct.pack("ll", int(seconds), int(fraction * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    _limit_sending(sock, send_timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # A dead host is noticed within half a minute even when nothing is in flight.
@@ -348,9 +442,32 @@ def connect(endpoint: str, timeout: float, send_timeout: float) -> socket.socket
     return sock
 
 
-def send_all(sock: socket.socket, buffers: list[Buffer]) -> None:
-    """Send every byte of ``buffers`` without joining them."""
+def connect_locally(endpoint: str, path: str, timeout: float, send_timeout: float) -> socket.socket:
+    """The same to the Unix socket at ``path`` of the teacher at ``endpoint``."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(path)
+    except (OSError, ValueError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or error
+        raise TeacherUnreachable(endpoint, f"cannot connect to {path}: {reason}") from error
+    _limit_sending(sock, send_timeout)
+    return sock
+
+
+def _limit_sending(sock: socket.socket, send_timeout: float) -> None:
+    sock.settimeout(None)
+    seconds, fraction = divmod(send_timeout, 1)
+    limit = struct.pack("ll", int(seconds), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def send_all(sock: socket.socket, buffers: list[Buffer], fd: Optional[int] = None) -> None:
+    """Send every byte of ``buffers`` without joining them, and with the first the ``fd``."""
     pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
+    if fd is not None:
+        drop_sent(pending, socket.send_fds(sock, pending, [fd]))
     while pending:
         drop_sent(pending, sock.sendmsg(pending[:IOV_MAX]))
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Callable, Optional, Union
@@ -23,15 +23,16 @@ from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.rate import Rate
+from edl.serving.server.sharing import Lease
 from edl.serving.wire import frame, labels, narrow
 from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.fetches import answer_specs, resolve
 from edl.serving.wire.labels import LabelForm
-from edl.serving.wire.messages import Request
-from edl.serving.wire.tensor import as_text_array
+from edl.serving.wire.messages import Request, Room
+from edl.serving.wire.tensor import Place, as_text_array
 from edl.serving.worker import control
 from edl.serving.worker.child import WorkerDied
-from edl.serving.worker.handles import BatchOutcome, Result, Worker, WorkerError
+from edl.serving.worker.handles import BatchOutcome, Lent, Result, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,13 @@ class Refusal(Exception):
 
 @dataclass
 class Outputs:
-    """A request's outputs by fetch name. They lie in shared memory until ``release`` is called."""
+    """A request's outputs by fetch name. They lie in shared memory until ``release`` is called.
+    ``places``: where those lie that are in the client's own.
+    """
 
     arrays: dict[str, np.ndarray]
     release: Callable[[], None]
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 Outcome = Union[Outputs, Refusal]
@@ -63,7 +67,8 @@ Outcome = Union[Outputs, Refusal]
 class Job:
     """One accepted request. ``blocks`` of the input arena are the engine's to free. ``suspect``:
     it was in a batch that failed or killed a worker, so it is computed alone from now on.
-    ``length``: tokens of a row; 0 where rows are no sequences.
+    ``length``: tokens of a row; 0 where rows are no sequences. ``lease``: the client's own memory,
+    if it has handed any over; ``room``: where the answer may be laid there.
     """
 
     client: Guest
@@ -72,6 +77,8 @@ class Job:
     blocks: list[int]
     finish: Callable[[Outcome], None]
     since: float
+    lease: Optional[Lease] = None
+    room: Optional[Room] = None
     key: Hashable = None
     refs: dict[str, list[Any]] = field(default_factory=dict)
     suspect: bool = False
@@ -107,7 +114,6 @@ class Engine:
     ) -> None:
         self._memory = memory
         self._inputs = memory.arena
-        self._base = control.address(np.frombuffer(memory.view(0, 1), np.uint8))
         self._workers = list(workers)
         self._ready: set[Worker] = set()
         self._batcher = batcher
@@ -137,6 +143,10 @@ class Engine:
         """
         seconds = self._rate.seconds_each
         return len(self._ready) / seconds if seconds > 0 else 0.0
+
+    def say(self, key: str, value: Any) -> None:
+        """Add something to the description (plain values)."""
+        self.description = replace(self.description, extra={**self.description.extra, key: value})
 
     @property
     def worker_pids(self) -> list[int]:
@@ -174,15 +184,19 @@ class Engine:
         blocks: list[int],
         client: Guest,
         finish: Callable[[Outcome], None],
+        lease: Optional[Lease] = None,
     ) -> bool:
         """Accept a request; ``finish`` gets its outcome exactly once, perhaps before this returns.
 
-        ``blocks``, where the request's arrays may lie, are the engine's from here on. ``client``
-        is whom the teacher's time is shared by. Whether the request was right, even if it could
-        not be taken.
+        ``blocks`` and ``lease``, where the request's arrays may lie, are the engine's from here on.
+        ``client`` is whom the teacher's time is shared by. Whether the request was right, even if
+        it could not be taken.
         """
-        job = Job(client, [], 0, list(blocks), finish, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        job = Job(client, [], 0, list(blocks), finish, now, lease)
         try:
+            if lease is not None and request.room is not None:
+                job.room = lease.room(request.room)
             outcome = self._prepare(job, request)
         except Refusal as refusal:
             outcome = refusal
@@ -221,10 +235,16 @@ class Engine:
         self._batcher.add(job, job.rows, key, job.client, now, job.length, again)
 
     def _place(self, job: Job, name: str, array: np.ndarray) -> np.ndarray:
-        """A feed as it lies in the input arena; one that does not lie there is copied there."""
+        """A feed as it lies in the input arena, or in the client's memory; one that lies in neither
+        is copied to the arena.
+        """
         self._check_width(name, array)
-        offset = control.address(array) - self._base
-        if not 0 <= offset < self._inputs.size:
+        offset = self._inputs.offset_of(array)
+        place = job.lease.place(array) if offset is None and job.lease is not None else None
+        if place is not None:
+            job.refs[name] = control.tensor_ref(place[1], array, place[0])
+            return array
+        if offset is None:
             try:
                 array = as_text_array(name, array, self._memory.budget.largest_claim)
             except WireError as error:
@@ -259,7 +279,16 @@ class Engine:
         for block in job.blocks:
             self._memory.free(block)
         job.blocks.clear()
+        if job.lease is not None:
+            if isinstance(outcome, Outputs):
+                outcome.places = job.lease.places(outcome.arrays, job.room)
+            job.lease.end()
         job.finish(outcome)
+
+    def unmap(self, number: int) -> None:
+        """A client's memory is not needed any longer (see ``sharing``)."""
+        for worker in self._workers:
+            worker.unmap(number)
 
     def _refuse_all(self, jobs: list[Job], text: str) -> None:
         for job in jobs:
@@ -321,7 +350,8 @@ class Engine:
         self._running.setdefault(worker, deque()).append(batch)
         on_done = partial(self._computed, worker, batch)
         try:
-            worker.run([job.refs for job in jobs], [job.fetches for job in jobs], on_done)
+            refs, fetches = [job.refs for job in jobs], [job.fetches for job in jobs]
+            worker.run(refs, fetches, on_done, _lent(jobs))
         except Exception as error:  # nobody knows what state it is in
             logger.exception("talking to a worker failed")
             died = WorkerDied(f"talking to the worker failed: {_said(error)}")
@@ -339,12 +369,12 @@ class Engine:
             del self._running[worker]
             self._bury(worker, list(running), outcome)
         else:
-            assert batch is running[0], "a worker answers in order"
-            running.popleft()
-            if running:
-                running[0].since = now
-            else:
+            first = batch is running[0]  # unless it could not be given to the worker
+            running.remove(batch)
+            if not running:
                 del self._running[worker]
+            elif first:
+                running[0].since = now
             if isinstance(outcome, WorkerError):
                 self._compute_each(batch.jobs, outcome)
             else:
@@ -425,6 +455,17 @@ class Engine:
             self._ready.add(worker)
             self._dispatch()
             return
+
+
+def _lent(jobs: Sequence[Job]) -> Optional[Lent]:
+    """The memory of clients that a batch lies in, if any."""
+    memories = {
+        memory.number: memory.arena
+        for job in jobs
+        if job.lease is not None
+        for memory in job.lease.memories
+    }
+    return Lent(memories, [job.room for job in jobs]) if memories else None
 
 
 def check_request(description: Description, request: Request) -> tuple[list[str], int, int]:

@@ -11,10 +11,12 @@ from edl.errors import WireError
 from edl.serving.server.engine import Outcome, Refusal
 from edl.serving.server.gate import Guest
 from edl.serving.server.service import Service
+from edl.serving.server.sharing import ClientMemory
 from edl.serving.server.stream import Stream
 from edl.serving.wire import frame
 from edl.serving.wire.compression import compression_of
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE
+from edl.serving.wire.local import SHARE_METHOD, SHARE_SERVICE, decode_share
 from edl.serving.wire.messages import METHODS, SERVICE, encode_response
 from edl.serving.wire.tensor import Buffer
 
@@ -36,6 +38,7 @@ class FrameConnection:
         self._stream = stream
         self._guest = guest
         self.service = service
+        self._memory = ClientMemory(service.sharing, guest)
         self._unanswered = 0
         self._answered = asyncio.Event()
 
@@ -69,6 +72,12 @@ class FrameConnection:
         """Wait until everything is answered."""
         await self._wait_for_answers(0)
 
+    def close(self) -> None:
+        """The connection has ended: what its client has handed over is not needed any longer, but
+        for what is computed from it.
+        """
+        self._memory.close()
+
     async def _wait_for_answers(self, most: int) -> None:
         while self._unanswered > most:
             self._answered.clear()
@@ -101,13 +110,24 @@ class FrameConnection:
             if (meta.service, meta.method) == (DESCRIBE_SERVICE, DESCRIBE_METHOD):
                 answer.send(0, "", [self.service.describe()])
                 return
+            if (meta.service, meta.method) == (SHARE_SERVICE, SHARE_METHOD):
+                self._share(payload)
+                answer.send(0, "", [])
+                return
             compression = _check(meta)
             request = await self.service.intake.request(
-                self._guest, blocks, block + meta_size, len(payload), False, compression
+                self._guest,
+                blocks,
+                block + meta_size,
+                len(payload),
+                False,
+                compression,
+                self._memory.arenas,
             )
             answer.log_id = request.log_id
             submitted, blocks = blocks, []
-            self.service.submit(request, submitted, self._guest, answer.finish)
+            lease = self._memory.lease()
+            self.service.submit(request, submitted, self._guest, answer.finish, lease)
         except Refusal as refusal:
             assert answer is not None
             answer.finish(refusal)
@@ -119,6 +139,14 @@ class FrameConnection:
         finally:
             for unused in blocks:
                 self.service.memory.free(unused)
+
+    def _share(self, payload: memoryview) -> None:
+        """Map the memory that came with this message. Raises Refusal."""
+        fd = self._stream.take_fd()
+        try:
+            self._memory.take(decode_share(payload), fd)
+        except WireError as error:
+            raise Refusal(frame.EREQUEST, str(error)) from None
 
     def send(
         self, meta: frame.ResponseMeta, payload: list[Buffer], sent: Callable[[], None]
@@ -158,7 +186,7 @@ class _Answer:
             self.send(outcome.code, str(outcome), [])
             return
         try:
-            payload = encode_response(outcome.arrays, self.log_id)
+            payload = encode_response(outcome.arrays, self.log_id, outcome.places)
         except Exception as error:  # whatever it is, it is answered
             outcome.release()
             self.send(frame.EINTERNAL, f"the model's outputs cannot be sent: {error}", [])

@@ -64,11 +64,14 @@ class Pace:
 
 @dataclass(eq=False)
 class Guest:
-    """One connection as the gate knows it. ``held``: bytes of request memory."""
+    """One connection as the gate knows it. ``held``: bytes of request memory. ``shared``: bytes of
+    its own memory that it has handed over.
+    """
 
     peer: str
     trusted: bool = False
     held: int = 0
+    shared: int = 0
 
 
 class Gate:
@@ -131,12 +134,18 @@ class Budget:
     """Bytes of request memory. Blocks (of the shared arena) may take all of it; what is loose (in
     ordinary memory, on its way to a block) half of it, and newcomers' loose bodies a quarter, so
     that whole bodies always find their way through.
+
+    ``shared``: bytes of their own that clients on this machine have handed over; ``shared_size``:
+    the most of them, of which one client may have a quarter. They cost memory as clients use them,
+    and the machine has them once, whoever maps them.
     """
 
     size: int
+    shared_size: int = 0
     blocks: int = 0
     loose: int = 0
     newcomers: int = 0
+    shared: int = 0
 
     @property
     def largest_body(self) -> int:
@@ -181,6 +190,20 @@ class Budget:
     def give_loose(self, arrival: Arrival) -> None:
         """All of the body's ordinary memory is free."""
         self._count_loose(arrival, -arrival.loose)
+
+    def room_to_share(self, guest: Guest) -> int:
+        """Bytes that the guest may still hand over."""
+        return max(0, min(self.shared_size - self.shared, self.shared_size // 4 - guest.shared))
+
+    def take_shared(self, guest: Guest, size: int) -> None:
+        """The guest has handed over so many bytes."""
+        self.shared += size
+        guest.shared += size
+
+    def give_shared(self, guest: Guest, size: int) -> None:
+        """They are not mapped any longer."""
+        self.shared -= size
+        guest.shared -= size
 
     def _count_loose(self, arrival: Arrival, size: int) -> None:
         self.loose += size

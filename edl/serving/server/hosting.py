@@ -18,6 +18,7 @@ from edl.serving.model.layer import evaluating, is_layer, layer_function
 from edl.serving.model.predictor import Predictor
 from edl.serving.model.preprocess import Preprocess, preprocessed, preprocessing, raw_feeds
 from edl.serving.server.server import MakeWorkers, ServerOptions, TeacherServer
+from edl.serving.wire.arena import Arena
 from edl.serving.wire.description import (
     Description,
     Fetches,
@@ -26,7 +27,6 @@ from edl.serving.wire.description import (
     fetch_names,
     parse_specs,
 )
-from edl.serving.worker.arena import Arena
 from edl.serving.worker.handles import Worker, WorkerThread
 
 

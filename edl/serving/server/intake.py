@@ -15,7 +15,7 @@ from edl.serving.server.memory import RequestMemory
 from edl.serving.wire import frame, json_codec
 from edl.serving.wire.compression import decompress
 from edl.serving.wire.messages import Request, decode_request
-from edl.serving.wire.tensor import Effort, TooMuchEffort
+from edl.serving.wire.tensor import Effort, Memories, TooMuchEffort
 from edl.serving.worker.child import WorkerDied
 from edl.serving.worker.parser import Message, NoRoom, Parser
 
@@ -64,18 +64,22 @@ class Intake:
         size: int,
         is_json: bool,
         compression: str,
+        memories: Optional[Memories] = None,
     ) -> Request:
         """The request whose message is ``size`` bytes at ``start`` of the arena. ``blocks``: what
-        it lies in; the block that its arrays lie in is added, if that is another.
+        it lies in; the block that its arrays lie in is added, if that is another. ``memories``:
+        what its sender has handed over, where arrays may lie, too, of a message that is plain and
+        quickly decoded.
 
         Raises Refusal for what is not a request, or cannot be taken.
         """
         effort = Effort(_QUICK)
         try:
-            request = self._quickly(start, size, is_json, compression, effort)
+            request = self._quickly(start, size, is_json, compression, effort, memories)
             if effort.left < _QUICK // 2 or is_json or compression:
                 await asyncio.sleep(0)  # who sends many of them takes turns with the others
             if request is not None:
+                self._check_size(request)
                 return request
             message = Message(start, size, is_json, compression, self.limit(is_json))
             return await self._parse(guest, blocks, message)
@@ -87,6 +91,12 @@ class Intake:
         except WorkerDied as error:
             logger.error("parsing a message of %d bytes of %s failed: %s", size, guest.peer, error)
             raise Refusal(frame.EINTERNAL, f"this request could not be parsed: {error}") from None
+
+    def _check_size(self, request: Request) -> None:
+        """Arrays that lie in the client's memory count as if they had been sent. Raises Refusal."""
+        size = sum(array.nbytes for array in request.feeds.values() if array.dtype != object)
+        if size > self.max_body:
+            raise Refusal(frame.EREQUEST, self.too_large(size, is_json=False))
 
     async def _parse(self, guest: Guest, blocks: list[int], message: Message) -> Request:
         """The request, from the parser process."""
@@ -106,7 +116,13 @@ class Intake:
         return await self._parser.parse(message, reserve)
 
     def _quickly(
-        self, start: int, size: int, is_json: bool, compression: str, effort: Effort
+        self,
+        start: int,
+        size: int,
+        is_json: bool,
+        compression: str,
+        effort: Effort,
+        memories: Optional[Memories],
     ) -> Optional[Request]:
         """The request, unless decoding it takes long. Raises WireError."""
         body = self.memory.view(start, size)
@@ -117,7 +133,7 @@ class Intake:
         if is_json:
             return json_codec.decode_request(body) if len(body) <= _QUICK_JSON else None
         try:
-            return decode_request(body, effort)
+            return decode_request(body, effort, memories)
         except TooMuchEffort:
             return None
 

@@ -12,7 +12,7 @@ from typing import Callable, Optional
 
 from edl.serving.server.gate import PRESSURE_AFTER, Arrival, Budget, Guest, Pace, too_slow
 from edl.serving.server.stream import Stream
-from edl.serving.worker.arena import Allocator, Arena
+from edl.serving.wire.arena import Allocator, Arena
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,19 @@ class RequestMemory:
     """The memory of one server. One asyncio loop owns it.
 
     ``throw_out(guest, reason)`` ends a connection, whose memory is then given back by its owner.
-    ``patience``: seconds that a body may take while others wait for memory.
+    ``patience``: seconds that a body may take while others wait for memory. ``shared_size``: see
+    ``Budget``.
     """
 
     def __init__(
-        self, arena: Arena, patience: float, throw_out: Callable[[Guest, str], None]
+        self,
+        arena: Arena,
+        patience: float,
+        throw_out: Callable[[Guest, str], None],
+        shared_size: int = 0,
     ) -> None:
         self.arena = arena
-        self.budget = Budget(arena.size)
+        self.budget = Budget(arena.size, shared_size)
         self._throw_out = throw_out
         self._patience = patience
         self._allocator = Allocator(arena.size)

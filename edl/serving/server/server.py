@@ -22,13 +22,14 @@ from edl.serving.server.frames import FrameConnection
 from edl.serving.server.gate import Gate, Guest, Limits
 from edl.serving.server.http import HttpConnection, looks_like_http
 from edl.serving.server.intake import Intake
+from edl.serving.server.local import LocalListener, listen, peer_of
 from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.routes import Routes
 from edl.serving.server.service import Service
 from edl.serving.server.stream import Stream
-from edl.serving.wire import frame
-from edl.serving.worker.arena import Arena
+from edl.serving.wire import frame, local
+from edl.serving.wire.arena import Arena
 from edl.serving.worker.handles import Worker
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ class ServerOptions:
     ``run_timeout``: seconds for a worker to be ready, and for one batch. ``token``: what clients
     must show; empty: nothing.
     ``max_connections``: beyond it, newcomers make room for new ones (see ``gate``).
+    ``local``: listen for students on this machine on a Unix socket, too. ``shared_bytes``: their
+    own memory that is mapped for their requests and answers, of all together; one has a quarter at
+    most. 0: none, and what they send travels through the socket.
     Raises ConfigError for what cannot be.
     """
 
@@ -67,6 +71,8 @@ class ServerOptions:
     run_timeout: float = 300.0
     token: str = ""
     max_connections: int = 4096
+    local: bool = True
+    shared_bytes: int = 8 << 30
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -75,6 +81,7 @@ class ServerOptions:
         for name in ("max_batch_rows", "max_batch_tokens", "max_queued", "max_connections"):
             check_count(name, getattr(self, name))
         check_count("input_bytes", self.input_bytes, 1 << 16)
+        check_count("shared_bytes", self.shared_bytes, 0)
         for name in ("load_timeout", "run_timeout"):
             check_positive(name, getattr(self, name))
         check_positive("max_wait", self.max_wait, 0)
@@ -89,7 +96,9 @@ class TeacherServer:
         self._inputs = Arena.create(options.input_bytes, "edl-inputs")
         self._metrics = Metrics()
         self._gate = Gate(options.max_connections)
-        self._memory = memory = RequestMemory(self._inputs, limits.patience, self._throw_out)
+        self._memory = memory = RequestMemory(
+            self._inputs, limits.patience, self._throw_out, options.shared_bytes
+        )
         batcher: Batcher[Job] = Batcher(
             options.max_batch_rows,
             options.max_wait,
@@ -110,7 +119,8 @@ class TeacherServer:
         )
         self._routes = Routes(self._service)
         self._listener: Optional[socket.socket] = None
-        self._accepting: Optional[asyncio.Task] = None
+        self._local: Optional[LocalListener] = None
+        self._accepting: list[asyncio.Task] = []
         self._streams: dict[Guest, Stream] = {}
         self._tasks: set[asyncio.Task] = set()
         self._metrics.connections.set_function(lambda: len(self._streams))
@@ -140,12 +150,27 @@ class TeacherServer:
         self._listener = _listen(self._options.host, self._options.port)
         files = _raise_file_limit()
         self._gate.places = min(self._gate.places, max(files - _OTHER_FILES, files // 2))
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        self._accept_at(self._listener)
         try:
             await self._engine.start()
         except BaseException:
             await self.stop()
             raise
+        if self._options.local:
+            self._listen_locally()
+
+    def _listen_locally(self) -> None:
+        """Let students on this machine come by a Unix socket."""
+        boot = local.boot_id()
+        self._local = listen() if boot else None
+        if self._local is not None:
+            self._engine.say(
+                local.DESCRIBED, local.Local(boot, self.port, self._local.path).to_json()
+            )
+            self._accept_at(self._local.socket)
+
+    def _accept_at(self, listener: socket.socket) -> None:
+        self._accepting.append(asyncio.get_running_loop().create_task(self._accept(listener)))
 
     async def drain(self) -> None:
         """Take no more connections and requests, answer the accepted ones, end.
@@ -174,21 +199,24 @@ class TeacherServer:
         self._inputs.close()
 
     def _stop_listening(self) -> None:
-        if self._accepting:
-            self._accepting.cancel()
-            self._accepting = None
+        for task in self._accepting:
+            task.cancel()
+        self._accepting.clear()
         if self._listener:
             self._listener.close()
+        if self._local is not None:
+            self._local.close()
 
     # --- connections ------------------------------------------------------------------------
 
-    async def _accept(self) -> None:
-        assert self._listener is not None
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, (host, port, *_) = await loop.sock_accept(self._listener)
-                self._welcome(Stream(sock, endpoint_of(host, port), self._options.limits.patience))
+                sock, address = await loop.sock_accept(listener)
+                is_local = sock.family == socket.AF_UNIX
+                peer = peer_of(sock) if is_local else endpoint_of(*address[:2])
+                self._welcome(Stream(sock, peer, self._options.limits.patience))
             except Exception as error:  # such as too many open files, or no memory: it passes
                 logger.warning("accept failed: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(0.1)
@@ -240,8 +268,16 @@ class TeacherServer:
         """Paddle Serving has both of its protocols on one port, and on one connection in any order
         (brpc's health checks leave theirs to the calls that follow); and so have we.
         """
-        limits = self._options.limits
         frames = FrameConnection(stream, guest, self._service)
+        try:
+            await self._serve_until_the_end(guest, stream, frames)
+        finally:
+            frames.close()
+
+    async def _serve_until_the_end(
+        self, guest: Guest, stream: Stream, frames: FrameConnection
+    ) -> None:
+        limits = self._options.limits
         start = bytearray(frame.HEADER_SIZE)
         idle = limits.patience
         goes_on = True

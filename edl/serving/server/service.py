@@ -6,12 +6,13 @@ import asyncio
 import hmac
 import logging
 import time
-from typing import Callable
+from typing import Callable, Optional
 
 from edl.serving.server.engine import LOADING, Engine, Outcome, Refusal
 from edl.serving.server.gate import Gate, Guest, Limits
 from edl.serving.server.intake import Intake
 from edl.serving.server.metrics import Metrics
+from edl.serving.server.sharing import Lease, Sharing
 from edl.serving.wire import frame
 from edl.serving.wire.messages import Request
 
@@ -48,6 +49,7 @@ class Service:
         self.engine = engine
         self.intake = intake
         self.memory = intake.memory
+        self.sharing = Sharing(intake.memory.budget, engine.unmap)
         self.metrics = metrics
         self.limits = limits
         self._gate = gate
@@ -90,13 +92,16 @@ class Service:
         blocks: list[int],
         guest: Guest,
         finish: Callable[[Outcome], None],
+        lease: Optional[Lease] = None,
     ) -> None:
         """See Engine.submit; refused while draining. Who sends a right request is trusted."""
         if self.draining:
             for block in blocks:
                 self.memory.free(block)
+            if lease is not None:
+                lease.end()
             finish(Refusal(frame.ELOGOFF, "this teacher is shutting down"))
-        elif self.engine.submit(request, blocks, guest, finish) and not guest.trusted:
+        elif self.engine.submit(request, blocks, guest, finish, lease) and not guest.trusted:
             self._gate.trust(guest)
 
     def begin(self) -> None:

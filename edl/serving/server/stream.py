@@ -10,7 +10,9 @@ of time (see ``gate.Pace``).
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain, islice
@@ -26,6 +28,8 @@ _READS_IN_A_ROW = 64
 
 #: Where less is wanted, as much is received, if it is there: a copy costs less than a system call.
 _READ_AHEAD = 16 << 10
+_INT = struct.Struct("i")
+_ONE_FD = socket.CMSG_LEN(_INT.size)
 
 #: What is thrown away of a peer that goes on sending after its last answer.
 _LINGER_BYTES = 1 << 20
@@ -34,13 +38,18 @@ _LINGER_BYTES = 1 << 20
 class Stream:
     """One accepted connection.
 
-    ``patience``: seconds that the peer may stall (see ``gate.Limits``).
+    ``patience``: seconds that the peer may stall (see ``gate.Limits``). ``is_local``: it is a Unix
+    socket.
     """
 
     def __init__(self, sock: socket.socket, peer: str, patience: float) -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.is_local = sock.family == socket.AF_UNIX
+        if not self.is_local:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._recv_into = self._recv_with_fd if self.is_local else sock.recv_into
+        self._fd: Optional[int] = None
         self.peer = peer
         self.closed = False
         self._ended = False
@@ -95,7 +104,7 @@ class Stream:
             return data
         while True:
             try:
-                data = self._socket.recv(size)
+                data = self._socket.recv(size)  # of a Unix socket, this drops file descriptors
             except BlockingIOError:
                 await self._readable(deadline)
             else:
@@ -120,10 +129,11 @@ class Stream:
         if not self._unread:
             try:
                 if len(view) >= _READ_AHEAD:
-                    received = self._socket.recv_into(view)
+                    received = self._recv_into(view)
                 else:
-                    self._unread = memoryview(self._socket.recv(_READ_AHEAD))
-                    received = len(self._unread)
+                    ahead = memoryview(bytearray(_READ_AHEAD))
+                    received = self._recv_into(ahead)
+                    self._unread = ahead[:received]
             except BlockingIOError:
                 return None
             if not received:
@@ -135,6 +145,29 @@ class Stream:
         size = min(len(view), len(self._unread))
         view[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
+
+    def _recv_with_fd(self, view: memoryview) -> int:
+        """Receive into ``view``, and a file descriptor that comes along, for ``take_fd``. Room is
+        for one: the system closes what is more. One that nobody took makes room for the next.
+        """
+        received, messages, _, _ = self._socket.recvmsg_into(
+            [view], _ONE_FD, socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in messages:
+            if (level, kind, len(data)) == (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.size):
+                self._drop_fd()
+                (self._fd,) = _INT.unpack(data)
+        return received
+
+    def take_fd(self) -> Optional[int]:
+        """The file descriptor that came last, which is the caller's from now on."""
+        fd, self._fd = self._fd, None
+        return fd
+
+    def _drop_fd(self) -> None:
+        fd = self.take_fd()
+        if fd is not None:
+            os.close(fd)
 
     async def _let_others(self) -> None:
         """Whose bytes are always there already would otherwise keep the loop."""
@@ -293,6 +326,7 @@ class Stream:
     def close(self) -> None:
         """Close at once. For whoever reads from it; anybody else breaks it."""
         self.abort()
+        self._drop_fd()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._socket.close()

@@ -4,19 +4,32 @@ Plain functions between arrays and bytes; no socket is touched here. Field numbe
 Request {1 tensor*, 2 fetch_var_names*, 4 log_id}, Response {1 outputs*, 4 log_id, 5 err_no,
 6 err_msg}, ModelOutput {1 tensor*, 2 engine_name}. ``log_id`` is an unsigned 64-bit number that a
 server gives back; RpcMeta has another of its own.
+
+Two more are ours, between processes on one machine (see ``local``): Tensor 1000 (see ``tensor``),
+and Request {1000 room}: {memory's number, offset, bytes}, three varints, where the answer may be
+laid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
 from edl.errors import WireError
 from edl.serving.wire import protobuf as pb
-from edl.serving.wire.tensor import Buffer, Effort, decode_tensor, encode_tensor, size_of
+from edl.serving.wire.tensor import (
+    Buffer,
+    Effort,
+    Memories,
+    Place,
+    decode_tensor,
+    encode_tensor,
+    size_of,
+    view_of,
+)
 
 SERVICE = "baidu.paddle_serving.predictor.general_model.GeneralModelService"
 METHOD = "inference"
@@ -29,15 +42,30 @@ ENGINE = "general_infer_0"
 
 _TENSOR, _FETCH_NAMES, _ENGINE_NAME, _LOG_ID = 1, 2, 2, 4
 _OUTPUTS, _ERR_NO, _ERR_MSG = 1, 5, 6
+_ROOM = 1000
+
+_NO_PLACES: Mapping[str, Place] = {}
+
+
+class Room(NamedTuple):
+    """Memory of the client's where an answer may be laid: the memory's number, offset, bytes."""
+
+    number: int
+    offset: int
+    size: int
 
 
 @dataclass
 class Request:
-    """Arrays by feed name (alias), and the outputs that are wanted (all when empty)."""
+    """Arrays by feed name (alias), and the outputs that are wanted (all when empty).
+
+    ``room``: where the answer may be laid, if it fits.
+    """
 
     feeds: dict[str, np.ndarray]
     fetches: list[str] = field(default_factory=list)
     log_id: int = 0
+    room: Optional[Room] = None
 
 
 @dataclass
@@ -50,34 +78,63 @@ class Response:
     log_id: int = 0
 
 
-def encode_request(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[Buffer]:
-    """A ``Request`` as buffers that reference the arrays' memory (see ``encode_tensor``)."""
-    buffers = _encode_tensors(feeds)
+def encode_request(
+    feeds: Mapping[str, np.ndarray],
+    fetches: Sequence[str],
+    places: Mapping[str, Place] = _NO_PLACES,
+    room: Optional[Room] = None,
+) -> list[Buffer]:
+    """A ``Request`` as buffers that reference the arrays' memory (see ``encode_tensor``).
+    ``places``: where the data of some of them lie.
+    """
+    buffers = _encode_tensors(feeds, places)
     buffers.append(b"".join(pb.text(_FETCH_NAMES, name) for name in fetches))
+    if room is not None:
+        buffers.append(pb.blob(_ROOM, b"".join(map(pb.encode_varint, room))))
     return buffers
 
 
-def decode_request(message: memoryview, effort: Optional[Effort] = None) -> Request:
-    """A ``Request``; arrays are views of ``message`` where the format allows.
+def decode_request(
+    message: memoryview, effort: Optional[Effort] = None, memories: Optional[Memories] = None
+) -> Request:
+    """A ``Request``; arrays are views of ``message`` where the format allows, or of one of the
+    ``memories`` that its sender maps, too.
 
     Raises WireError for what is malformed, TooMuchEffort for what takes more than ``effort``.
     """
     feeds: dict[str, np.ndarray] = {}
     fetches = []
     log_id = 0
+    room: Optional[Room] = None
     for number, _, value in pb.fields(message):
         if number == _TENSOR:
-            _add(feeds, pb.as_bytes(number, value), effort)
+            _add(feeds, pb.as_bytes(number, value), effort, memories)
         elif number == _FETCH_NAMES:
             fetches.append(pb.as_text(number, value))
         elif number == _LOG_ID:
             log_id = pb.as_int(number, value)
-    return Request(feeds, fetches, log_id)
+        elif number == _ROOM:
+            room = _decode_room(pb.as_bytes(number, value), memories or {})
+    return Request(feeds, fetches, log_id, room)
 
 
-def encode_response(outputs: Mapping[str, np.ndarray], log_id: int = 0) -> list[Buffer]:
-    """A ``Response`` with one model's outputs, as buffers that reference the arrays' memory."""
-    tensors = [*_encode_tensors(outputs), pb.text(_ENGINE_NAME, ENGINE)]
+def _decode_room(value: memoryview, memories: Memories) -> Room:
+    number, at = pb.decode_varint(value, 0)
+    offset, at = pb.decode_varint(value, at)
+    size, _ = pb.decode_varint(value, at)
+    view_of(memories, (number, offset), size)
+    return Room(number, offset, size)
+
+
+def encode_response(
+    outputs: Mapping[str, np.ndarray],
+    log_id: int = 0,
+    places: Mapping[str, Place] = _NO_PLACES,
+) -> list[Buffer]:
+    """A ``Response`` with one model's outputs, as buffers that reference the arrays' memory.
+    ``places``: where the data of some of them lie.
+    """
+    tensors = [*_encode_tensors(outputs, places), pb.text(_ENGINE_NAME, ENGINE)]
     buffers = [pb.prefix(_OUTPUTS, size_of(tensors)), *tensors]
     if log_id:
         buffers.append(pb.integer(_LOG_ID, log_id))
@@ -89,14 +146,16 @@ def encode_error(err_no: int, err_msg: str) -> list[Buffer]:
     return [pb.integer(_ERR_NO, err_no) + pb.text(_ERR_MSG, err_msg)]
 
 
-def decode_response(message: memoryview) -> Response:
-    """A ``Response``; arrays are views of ``message`` where the format allows."""
+def decode_response(message: memoryview, memories: Optional[Memories] = None) -> Response:
+    """A ``Response``; arrays are views of ``message`` where the format allows, or of one of the
+    ``memories`` that its sender maps, too.
+    """
     response = Response()
     for number, _, value in pb.fields(message):
         if number == _OUTPUTS:
             for inner, _, tensor in pb.fields(pb.as_bytes(number, value)):
                 if inner == _TENSOR:
-                    _add(response.outputs, pb.as_bytes(inner, tensor))
+                    _add(response.outputs, pb.as_bytes(inner, tensor), None, memories)
         elif number == _LOG_ID:
             response.log_id = pb.as_int(number, value)
         elif number == _ERR_NO:
@@ -106,19 +165,22 @@ def decode_response(message: memoryview) -> Response:
     return response
 
 
-def _encode_tensors(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
+def _encode_tensors(arrays: Mapping[str, np.ndarray], places: Mapping[str, Place]) -> list[Buffer]:
     buffers: list[Buffer] = []
     for name, array in arrays.items():
-        tensor = encode_tensor(name, array)
+        tensor = encode_tensor(name, array, place=places.get(name))
         buffers.append(pb.prefix(_TENSOR, size_of(tensor)))
         buffers.extend(tensor)
     return buffers
 
 
 def _add(
-    arrays: dict[str, np.ndarray], message: memoryview, effort: Optional[Effort] = None
+    arrays: dict[str, np.ndarray],
+    message: memoryview,
+    effort: Optional[Effort],
+    memories: Optional[Memories],
 ) -> None:
-    tensor = decode_tensor(message, effort)
+    tensor = decode_tensor(message, effort, memories)
     if tensor.alias in arrays:
         raise WireError(f"tensor {tensor.alias!r} occurs twice in one message")
     arrays[tensor.alias] = tensor.array

@@ -20,13 +20,17 @@ str        20      9 ``data``                      yes
 =========  ======  ==============================  ==========================================
 
 An array that is not C-contiguous or not little-endian is copied once to make it so.
+
+Between processes on one machine the data may lie in memory that both map (see ``local``). Then the
+message says where, in a field of ours: 1000 {memory's number, offset}, two varints; and an array of
+any type but strings lies there as it is in numpy.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Union
 
@@ -34,6 +38,7 @@ import numpy as np
 
 from edl.errors import WireError
 from edl.serving.wire import protobuf as pb
+from edl.serving.wire.arena import ALIGNMENT, Arena
 
 #: What a message is made of: pass the list to ``sendmsg``; array memory is referenced, not copied.
 Buffer = Union[bytes, memoryview]
@@ -68,6 +73,9 @@ _ELEM_TYPES = {dtype: elem_type for elem_type, dtype in _DTYPES.items()}
 _INT64_DATA, _FLOAT_DATA, _INT_DATA, _FLOAT64_DATA, _BOOL_DATA = 1, 2, 3, 4, 6
 _STRING_DATA, _ELEM_TYPE, _SHAPE, _NAME, _ALIAS_NAME, _CONTENT = 9, 10, 11, 13, 14, 15
 
+_PLACE = 1000
+_AS_THEY_ARE = (_CONTENT, _PLACE)
+
 _DATA_FIELD = {
     INT64: _INT64_DATA,
     FP32: _FLOAT_DATA,
@@ -92,6 +100,13 @@ _PACKED = frozenset((*_UNPACKED, _CONTENT))
 
 #: Bytes of what follows the data, beyond which it is not remembered.
 _LONGEST_TRAILER = 256
+
+
+#: Where the data of an array lie: the memory's number, and the offset there.
+Place = tuple[int, int]
+
+#: Memory that both sides map, by its number.
+Memories = Mapping[int, Arena]
 
 
 class TooMuchEffort(Exception):
@@ -156,8 +171,11 @@ def drop_sent(pending: list[memoryview], sent: int) -> None:
         pending[0] = pending[0][sent:]
 
 
-def encode_tensor(name: str, array: np.ndarray, alias: Optional[str] = None) -> list[Buffer]:
-    """A ``Tensor`` message as a list of buffers, the array's memory among them.
+def encode_tensor(
+    name: str, array: np.ndarray, alias: Optional[str] = None, place: Optional[Place] = None
+) -> list[Buffer]:
+    """A ``Tensor`` message as a list of buffers, the array's memory among them, unless its data
+    lie in a ``place`` already.
 
     The caller must not change the array until the buffers have been sent.
     Raises WireError if the array's dtype has no place in the protocol.
@@ -165,6 +183,8 @@ def encode_tensor(name: str, array: np.ndarray, alias: Optional[str] = None) -> 
     elem_type = elem_type_of(array.dtype)
     if elem_type == STRING:
         buffers: list[Buffer] = [_encode_strings(name, array)]
+    elif place is not None:
+        buffers = [pb.blob(_PLACE, b"".join(map(pb.encode_varint, place)))]
     else:
         buffers = _encode_data(elem_type, array)
     buffers.append(_trailer(elem_type, array.shape, name, name if alias is None else alias))
@@ -201,8 +221,11 @@ def _encode_strings(name: str, array: np.ndarray) -> bytes:
     return b"".join(encoded)
 
 
-def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> NamedTensor:
-    """A ``Tensor`` message; the array is a view of ``message`` wherever the format allows.
+def decode_tensor(
+    message: memoryview, effort: Optional[Effort] = None, memories: Optional[Memories] = None
+) -> NamedTensor:
+    """A ``Tensor`` message; the array is a view of ``message`` wherever the format allows, or of
+    one of the ``memories``: then whoever else maps it may change it at any time.
 
     The view has the alignment the sender gave it: copy it if you compute on it a lot.
     Raises WireError if anything is malformed or the shape does not match the data, TooMuchEffort
@@ -217,10 +240,12 @@ def decode_tensor(message: memoryview, effort: Optional[Effort] = None) -> Named
                 raise TooMuchEffort
         shape = list(said.shape)
         return _named(said.name, said.alias, said.elem_type, shape, {number: [octets]}, [])
-    return _decode_fields(message, effort)
+    return _decode_fields(message, effort, memories)
 
 
-def _decode_fields(message: memoryview, effort: Optional[Effort]) -> NamedTensor:
+def _decode_fields(
+    message: memoryview, effort: Optional[Effort], memories: Optional[Memories]
+) -> NamedTensor:
     """The same for fields in any order and number."""
     elem_type, name, alias = INT64, "", ""
     shape: list[int] = []
@@ -235,7 +260,7 @@ def _decode_fields(message: memoryview, effort: Optional[Effort]) -> NamedTensor
             raise TooMuchEffort
         if number == _STRING_DATA:
             strings.append(pb.as_text(number, value))
-        elif number == _CONTENT or (number in _UNPACKED and wire_type == pb.LENGTH):
+        elif number in _AS_THEY_ARE or (number in _UNPACKED and wire_type == pb.LENGTH):
             data.setdefault(number, []).append(pb.as_bytes(number, value))
         elif number in _UNPACKED:
             data.setdefault(number, []).append(_unpacked(number, wire_type, value))
@@ -249,7 +274,7 @@ def _decode_fields(message: memoryview, effort: Optional[Effort]) -> NamedTensor
             alias = pb.as_text(number, value)
     if effort is not None:
         effort.left = _left_after_joining(int(left), data)
-    return _named(name, alias, elem_type, shape, data, strings)
+    return _named(name, alias, elem_type, shape, data, strings, memories)
 
 
 def _named(
@@ -259,9 +284,10 @@ def _named(
     shape: list[int],
     data: dict[int, list[memoryview]],
     strings: list[str],
+    memories: Optional[Memories] = None,
 ) -> NamedTensor:
     try:
-        array = _assemble(elem_type, shape, data, strings)
+        array = _assemble(elem_type, shape, data, strings, memories)
     except WireError as error:
         raise WireError(f"tensor {alias or name!r}: {error}") from None
     return NamedTensor(name, alias or name, array)
@@ -300,7 +326,7 @@ def _parse_trailer(trailer: bytes) -> Optional[_Trailer]:
     try:
         for number, _, value in pb.fields(memoryview(trailer)):
             effort += _FIELD
-            if number in _PACKED or number == _STRING_DATA:
+            if number in _PACKED or number in (_STRING_DATA, _PLACE):
                 return None
             if number == _ELEM_TYPE:
                 elem_type = pb.as_int(number, value)
@@ -347,11 +373,50 @@ def _decode_shape(value: pb.FieldValue, room: int) -> list[int]:
     return signed
 
 
+def _view_of(
+    memories: Memories, data: dict[int, list[memoryview]], elem_type: int, shape: list[int]
+) -> np.ndarray:
+    """The array whose data lie in memory that both sides map."""
+    dtype = wire_dtype(elem_type)
+    if len(data) > 1 or dtype.kind == "O":
+        raise WireError("its data cannot be in shared memory, or are elsewhere too")
+    number, at = pb.decode_varint(data[_PLACE][0], 0)
+    offset, _ = pb.decode_varint(data[_PLACE][0], at)
+    view = view_of(memories, (number, offset), math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(view, dtype).reshape(shape)
+
+
+def view_of(memories: Memories, place: Place, size: int) -> memoryview:
+    """``size`` bytes at a place. Raises WireError for one that is none."""
+    number, offset = place
+    if number not in memories:
+        raise WireError(f"no memory {number} was handed over on this connection")
+    if offset % ALIGNMENT:
+        raise WireError(f"offset {offset} is not a multiple of {ALIGNMENT}")
+    if not size:
+        raise WireError("nothing of no bytes lies in shared memory")
+    try:
+        return memories[number].view(offset, size)
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def own_copy(array: np.ndarray) -> np.ndarray:
+    """The same values in memory that nobody else can change; of bools, that are true or false."""
+    return array.view(np.uint8) != 0 if array.dtype == bool else array.copy()
+
+
 def _assemble(
-    elem_type: int, shape: list[int], data: dict[int, list[memoryview]], strings: list[str]
+    elem_type: int,
+    shape: list[int],
+    data: dict[int, list[memoryview]],
+    strings: list[str],
+    memories: Optional[Memories],
 ) -> np.ndarray:
     dtype = wire_dtype(elem_type)
     count = math.prod(shape)
+    if _PLACE in data:
+        return _view_of(memories or {}, data, elem_type, shape)
     if elem_type == STRING:
         if len(strings) != count:
             raise WireError(

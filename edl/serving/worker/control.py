@@ -15,14 +15,18 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from edl.serving.wire.arena import Arena
 from edl.serving.wire.description import TensorSpec
 from edl.serving.wire.narrow import widen
-from edl.serving.worker.arena import Arena
+from edl.serving.wire.tensor import own_copy
 
 LENGTH = struct.Struct("!I")
 
 #: Bytes that are received in one system call, at most.
 READ_SIZE = 64 << 10
+
+#: Memory of clients on this machine by its number, which is not 0.
+Shared = Mapping[int, Arena]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -86,36 +90,51 @@ def ignore_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def tensor_ref(offset: int, array: np.ndarray) -> list[Any]:
-    """What a message says of an array that lies at ``offset`` of an arena."""
-    return [offset, array.dtype.str, list(array.shape)]
+def tensor_ref(offset: int, array: np.ndarray, number: int = 0) -> list[Any]:
+    """What a message says of an array that lies at ``offset`` of an arena: that of the two sides,
+    or the memory of a client that has this number.
+    """
+    ref = [offset, array.dtype.str, list(array.shape)]
+    return [*ref, number] if number else ref
 
 
-def address(array: np.ndarray) -> int:
-    """Where an array's memory begins in this process."""
-    return array.__array_interface__["data"][0]
+def number_of(ref: Sequence[Any]) -> int:
+    """The number of the client's memory that a message speaks of; 0 if it is none."""
+    return ref[3] if len(ref) > 3 else 0
 
 
 def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     """The array that a message speaks of, as a view of the arena."""
-    offset, dtype, shape = ref
+    offset, dtype, shape = ref[:3]
     kind = np.dtype(dtype)
     return np.ndarray(shape, kind, arena.view(offset, math.prod(shape) * kind.itemsize))
+
+
+def feed(inputs: Arena, ref: Sequence[Any], shared: Shared) -> np.ndarray:
+    """The same of a feed, wherever it lies. A client may change its own memory at any time, so what
+    a model may use as indices is copied before anybody looks at it: all but floats.
+    """
+    number = number_of(ref)
+    if not number:
+        return resolve(inputs, ref)
+    array = resolve(shared[number], ref)
+    return array if array.dtype.kind == "f" else own_copy(array)
 
 
 def gather(
     inputs: Arena,
     requests: Sequence[Mapping[str, Sequence[Any]]],
     specs: Mapping[str, TensorSpec],
+    shared: Shared,
 ) -> dict[str, np.ndarray]:
     """The feeds of a batch, those in ``specs``: the requests' rows one after the other. The arrays
-    of a single request are views of the arena, unless they came narrower than the model takes them.
-    Sequences are filled up to the longest.
+    of a single request are views of the memory they lie in, unless they came narrower than the
+    model takes them. Sequences are filled up to the longest.
     """
     feeds = {}
     for name, spec in specs.items():
         if name in requests[0] or not spec.optional:
-            arrays = [widen(resolve(inputs, request[name]), spec.dtype) for request in requests]
+            arrays = [widen(feed(inputs, each[name], shared), spec.dtype) for each in requests]
             feeds[name] = arrays[0] if len(arrays) == 1 else _joined(arrays, spec.pad)
     return feeds
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Optional, Protocol, Union
@@ -16,10 +17,11 @@ import numpy as np
 from edl._checks import check_count
 from edl.errors import BadRequest, ConfigError, EdlError, ModelError
 from edl.serving.model.predictor import Predictor, PredictorOptions
+from edl.serving.wire.arena import Arena
 from edl.serving.wire.description import Description
+from edl.serving.wire.messages import Room
 from edl.serving.worker import control
-from edl.serving.worker.arena import Arena
-from edl.serving.worker.batch import Refs, run_batch
+from edl.serving.worker.batch import Refs, lay_into, run_batch
 from edl.serving.worker.child import Child, WorkerDied
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,16 @@ BatchOutcome = Union[Result, WorkerError, WorkerDied]
 OnDone = Callable[[BatchOutcome], None]
 
 
+@dataclass(frozen=True)
+class Lent:
+    """Memory of clients that a batch lies in. ``memories``: by their numbers; ``rooms``: for each
+    request where its outputs may be laid there, if anywhere.
+    """
+
+    memories: Mapping[int, Arena]
+    rooms: Sequence[Optional[Room]]
+
+
 class Worker(Protocol):
     """Something that computes batches, one at a time, in their order. It can be given one while it
     computes another.
@@ -62,19 +74,27 @@ class Worker(Protocol):
         """Load the model. Raises ModelError if that fails or takes longer than ``timeout`` s."""
 
     def run(
-        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+        self,
+        requests: Sequence[Refs],
+        fetches: Sequence[Sequence[str]],
+        on_done: OnDone,
+        lent: Optional[Lent] = None,
     ) -> None:
         """Compute one batch, made of the requests' rows one after the other.
 
-        A request says for each feed where in the input arena it lies (see ``control``); ``fetches``
-        says what each of them wants. ``on_done`` gets the result, after this has returned:
-        WorkerError if the predictor raised, WorkerDied if the worker is gone.
+        A request says for each feed where it lies (see ``control``): in the input arena, or in
+        memory that is ``lent``; ``fetches`` says what each of them wants. ``on_done`` gets the
+        result, after this has returned: WorkerError if the predictor raised, WorkerDied if the
+        worker is gone.
         """
 
     def free(self, result: Result) -> None:
         """A result has been sent; its memory can be used again. The worker may learn of it later,
         with its next batch.
         """
+
+    def unmap(self, number: int) -> None:
+        """The client's memory of this number is not needed any longer."""
 
     def kill(self, reason: str) -> None:
         """Give the worker up: what it computes now ends with WorkerDied."""
@@ -93,6 +113,8 @@ class WorkerProcess:
         self._outputs: Optional[Arena] = None
         self._child: Optional[Child] = None
         self._starved = False
+        self._memories: Optional[socket.socket] = None  # by which it gets clients' memory
+        self._mapped: set[int] = set()
 
     @property
     def pid(self) -> Optional[int]:
@@ -102,9 +124,14 @@ class WorkerProcess:
     async def start(self, timeout: float) -> Description:
         """See Worker."""
         self._outputs = Arena.create(self._output_bytes, "edl-outputs")
-        self._child = child = await Child.start(
-            "edl.serving.worker.main", (self._inputs.fd, self._outputs.fd), self._heard
-        )
+        self._memories, theirs = socket.socketpair()
+        self._memories.setblocking(False)
+        self._mapped.clear()
+        with theirs:
+            inherited = (self._inputs.fd, self._outputs.fd, theirs.fileno())
+            self._child = child = await Child.start(
+                "edl.serving.worker.main", inherited, self._heard
+            )
         try:
             answer = await asyncio.wait_for(child.call({"load": asdict(self._options)}), timeout)
         except (WorkerDied, asyncio.TimeoutError) as error:
@@ -117,19 +144,52 @@ class WorkerProcess:
         return Description.from_json(answer["ready"])
 
     def run(
-        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+        self,
+        requests: Sequence[Refs],
+        fetches: Sequence[Sequence[str]],
+        on_done: OnDone,
+        lent: Optional[Lent] = None,
     ) -> None:
         """See Worker."""
         child, outputs = self._child, self._outputs
         if child is None or outputs is None:
             asyncio.get_running_loop().call_soon(on_done, WorkerDied("the worker has ended"))
             return
+        arenas = {0: outputs}
+        message: dict[str, Any] = {"run": list(requests), "fetches": list(fetches)}
+        if lent is not None:
+            arenas.update(lent.memories)
+            message["rooms"] = list(lent.rooms)
+            try:
+                for number, memory in lent.memories.items():
+                    self._map(child, number, memory)
+            except WorkerError as error:
+                asyncio.get_running_loop().call_soon(on_done, error)
+                return
 
         def on_answer(answer: Union[dict[str, Any], WorkerDied]) -> None:
             self._starved = False
-            on_done(answer if isinstance(answer, WorkerDied) else _read(answer, outputs, child))
+            on_done(answer if isinstance(answer, WorkerDied) else _read(answer, arenas, child))
 
-        child.ask({"run": list(requests), "fetches": list(fetches)}, on_answer)
+        child.ask(message, on_answer)
+
+    def _map(self, child: Child, number: int, memory: Arena) -> None:
+        """Pass a client's memory on, unless that was done. Raises WorkerError."""
+        if number in self._mapped:
+            return
+        assert self._memories is not None
+        try:
+            socket.send_fds(self._memories, [b"m"], [memory.fd])
+        except OSError as error:  # such as too many files that are on their way
+            raise WorkerError(f"a client's memory cannot be passed on: {error}") from error
+        self._mapped.add(number)
+        child.tell({"map": number})
+
+    def unmap(self, number: int) -> None:
+        """See Worker."""
+        if number in self._mapped and self._child is not None:
+            self._child.tell({"unmap": number})
+        self._mapped.discard(number)
 
     def free(self, result: Result) -> None:
         """See Worker."""
@@ -156,16 +216,21 @@ class WorkerProcess:
         if self._outputs is not None:
             self._outputs.close()  # replies that still view the mapping keep it alive
             self._outputs = None
+        if self._memories is not None:
+            self._memories.close()
+            self._memories = None
 
 
-def _read(answer: dict[str, Any], outputs: Arena, child: Child) -> Union[Result, WorkerError]:
+def _read(
+    answer: dict[str, Any], arenas: Mapping[int, Arena], child: Child
+) -> Union[Result, WorkerError]:
     """What a worker process has answered to a batch."""
     if "refused" in answer:
         return WorkerError(answer["refused"], refused=True)
     if "error" in answer:
         return WorkerError(answer["error"])
     arrays = [
-        {name: control.resolve(outputs, ref) for name, ref in refs.items()}
+        {name: control.resolve(arenas[control.number_of(ref)], ref) for name, ref in refs.items()}
         for refs in answer["outputs"]
     ]
     return Result(answer["block"], arrays, child)
@@ -190,11 +255,16 @@ class WorkerThread:
         return self._predictor.description
 
     def run(
-        self, requests: Sequence[Refs], fetches: Sequence[Sequence[str]], on_done: OnDone
+        self,
+        requests: Sequence[Refs],
+        fetches: Sequence[Sequence[str]],
+        on_done: OnDone,
+        lent: Optional[Lent] = None,
     ) -> None:
         """See Worker."""
         loop = asyncio.get_running_loop()
-        running = self._thread.submit(_compute, self._predictor, self._inputs, requests, fetches)
+        work = (self._predictor, self._inputs, requests, fetches, lent)
+        running = self._thread.submit(_compute, *work)
         self._running[running] = on_done
 
         def done(running: Future) -> None:
@@ -211,6 +281,9 @@ class WorkerThread:
     def free(self, result: Result) -> None:
         """See Worker. Outputs are the garbage collector's."""
         result.outputs.clear()
+
+    def unmap(self, number: int) -> None:
+        """See Worker. Nothing is mapped for it."""
 
     def kill(self, reason: str) -> None:
         """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""
@@ -234,17 +307,24 @@ def _compute(
     inputs: Arena,
     requests: Sequence[Refs],
     fetches: Sequence[Sequence[str]],
+    lent: Optional[Lent],
 ) -> Union[Result, WorkerError]:
-    """A batch, on a thread beside the loop. What a predictor passes through is copied: answers are
-    sent when their requests' memory may be used again.
+    """A batch, on a thread beside the loop: the outputs, those in clients' memory that have room
+    there. What a predictor passes through is copied: answers are sent when their requests' memory
+    may be used again.
     """
+    memories = lent.memories if lent is not None else {}
     try:
-        answers = run_batch(predictor, inputs, requests, fetches)
-        memory = np.frombuffer(inputs.view(0, inputs.size), np.uint8)
-        for answer in answers:
-            for name, array in answer.items():
-                if np.may_share_memory(array, memory):
-                    answer[name] = array.copy()
+        answers = run_batch(predictor, inputs, requests, fetches, memories)
+        arenas = [inputs, *memories.values()]
+        for outputs in answers:
+            for name, array in outputs.items():
+                if any(arena.offset_of(array) is not None for arena in arenas):
+                    outputs[name] = array.copy()
+        if lent is not None:
+            for outputs, room in zip(answers, lent.rooms):
+                for name, ref in lay_into(outputs, room, memories).items():
+                    outputs[name] = control.resolve(memories[control.number_of(ref)], ref)
         return Result(0, answers)
     except BadRequest as error:
         return WorkerError(str(error), refused=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 from edl.errors import WireError
+from edl.serving.wire.arena import Arena
 from edl.serving.wire.messages import Request
 from edl.serving.worker import control
-from edl.serving.worker.arena import Arena
 from edl.serving.worker.child import Child, WorkerDied
 
 logger = logging.getLogger(__name__)

@@ -26,15 +26,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Optional
 
-import numpy as np
-
 from edl.errors import WireError
 from edl.serving.wire import json_codec
+from edl.serving.wire.arena import Arena, aligned
 from edl.serving.wire.compression import decompress
 from edl.serving.wire.messages import Request, decode_request
 from edl.serving.wire.tensor import as_text_array
 from edl.serving.worker import control
-from edl.serving.worker.arena import ALIGNMENT, Arena
 
 #: Bytes of private memory that parsing may take; beyond it, a request is refused.
 _MEMORY = 4 << 30
@@ -54,7 +52,6 @@ class ParserLoop:
     def __init__(self, front: control.Front, inputs: Arena) -> None:
         self._front = front
         self._inputs = inputs
-        self._base = control.address(np.frombuffer(inputs.view(0, 1), np.uint8))
         self._parsed: Optional[_Parsed] = None
 
     def serve(self) -> None:
@@ -80,9 +77,9 @@ class ParserLoop:
             room = 0
             for name, array in request.feeds.items():
                 request.feeds[name] = as_text_array(name, array, limit)
-                offsets[name] = self._offset(request.feeds[name])
+                offsets[name] = self._inputs.offset_of(request.feeds[name])
                 if offsets[name] is None:
-                    room += _aligned(request.feeds[name].nbytes)
+                    room += aligned(request.feeds[name].nbytes)
         except WireError as error:
             return {"error": str(error)}
         except MemoryError:
@@ -97,19 +94,11 @@ class ParserLoop:
             if where is None:
                 refs[name] = control.tensor_ref(offset, array)
                 control.resolve(self._inputs, refs[name])[...] = array
-                offset += _aligned(array.nbytes)
+                offset += aligned(array.nbytes)
             else:
                 refs[name] = control.tensor_ref(where, array)
         request = parsed.request
         return {"feeds": refs, "fetches": request.fetches, "log_id": request.log_id}
-
-    def _offset(self, array: np.ndarray) -> Optional[int]:
-        offset = control.address(array) - self._base
-        return offset if array.nbytes and 0 <= offset < self._inputs.size else None
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 from edl.serving.server import memory as module
 from edl.serving.server.gate import Guest
 from edl.serving.server.memory import RequestMemory
-from edl.serving.worker.arena import ALIGNMENT, Arena
+from edl.serving.wire.arena import ALIGNMENT, Arena
 
 MIB = 1 << 20
 

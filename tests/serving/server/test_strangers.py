@@ -379,11 +379,11 @@ class Confused(WorkerThread):
 
     confused = True
 
-    def run(self, requests, fetches, on_done):
+    def run(self, requests, fetches, on_done, lent=None):
         if self.confused:
             self.confused = False
             raise MemoryError
-        super().run(requests, fetches, on_done)
+        super().run(requests, fetches, on_done, lent)
 
 
 def test_a_worker_that_fails_unexpectedly_is_replaced_and_its_request_answered():

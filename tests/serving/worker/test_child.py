@@ -16,8 +16,8 @@ import pytest
 
 from edl.errors import WireError
 from edl.serving.model.predictor import PredictorOptions
+from edl.serving.wire.arena import Arena
 from edl.serving.worker import control
-from edl.serving.worker.arena import Arena
 from edl.serving.worker.child import Child, WorkerDied
 from edl.serving.worker.handles import WorkerProcess
 from edl.serving.worker.parser import Message, NoRoom, Parser
@@ -235,9 +235,10 @@ def test_what_takes_more_memory_to_parse_than_is_allowed_is_refused(inputs):
 @pytest.mark.parametrize("begun", [0, 7])
 @pytest.mark.parametrize("module", ["worker.main", "worker.parsing"])
 def test_a_process_whose_server_dies_with_an_answer_unread_ends_in_good_order(module, begun):
-    ours, theirs = socket.socketpair()
-    with contextlib.closing(Arena.create(1 << 20, "test")) as arena, ours, theirs:
-        fds = [theirs.fileno(), arena.fd, arena.fd]
+    (ours, theirs), (other, memories) = socket.socketpair(), socket.socketpair()
+    arena = contextlib.closing(Arena.create(1 << 20, "test"))
+    with arena as arena, ours, theirs, other, memories:
+        fds = [theirs.fileno(), arena.fd, arena.fd, memories.fileno()]
         process = subprocess.Popen(
             [sys.executable, "-m", f"edl.serving.{module}", *map(str, fds)], pass_fds=fds
         )
