@@ -41,9 +41,8 @@ _STARTED = round(time.time(), 3)
 )
 @click.option(
     "--top-k",
-    default=256,
-    show_default=True,
-    help="Classes, and samples, of a token that may be asked of a language model.",
+    type=int,
+    help="Classes, and samples, of a token that may be asked of a language model.  [default: 256]",
 )
 @click.option(
     "--pad",
@@ -128,6 +127,8 @@ def command(**options: Any) -> None:
         )
     if options["dtype"] and not options["causal_lm"]:
         raise click.UsageError("--dtype is for --causal-lm; say --precision")
+    if options["top_k"] is not None and not options["causal_lm"]:
+        raise click.UsageError("--top-k is for --causal-lm; others give as many as are asked for")
     if bool(options["etcd"]) != bool(options["service"]):
         raise click.UsageError("--etcd and --service go together")
     asyncio.run(_serve(options))
@@ -148,7 +149,7 @@ async def _serve(options: dict[str, Any]) -> None:
         tensorrt=options["tensorrt"],
         causal_lm=options["causal_lm"] or "",
         dtype=options["dtype"] or "",
-        top_k=options["top_k"],
+        top_k=PredictorOptions.top_k if options["top_k"] is None else options["top_k"],
         pads=dict(map(_pad, options["pads"])),
     )
     server_options = ServerOptions(

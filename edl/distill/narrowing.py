@@ -89,37 +89,41 @@ class Widths:
 
 
 def plan_widths(
-    wire: Mapping[str, str], feeds: Mapping[str, TensorSpec], fetches: Iterable[str],
+    wire: Mapping[str, str],
+    feeds: Mapping[str, TensorSpec],
+    fetches: Iterable[str],
     description: Description,
-) -> Widths:  # fmt: skip
+) -> Widths:
     """What of ``wire`` concerns a teacher that serves ``description``, of which ``feeds`` are fed
     and ``fetches`` asked for. What is as narrow at the teacher travels as it is.
 
     Raises ConfigError for what has no such narrower form.
     """
-    sent = {name: wire[name] for name in feeds if name in wire}
-    asked = {name: wire[name] for name in fetches if name in wire}
-    sent = {name: dtype for name, dtype in sent.items() if _narrower("feed", feeds, name, dtype)}
-    asked = {
-        name: dtype
-        for name, dtype in asked.items()
-        if _narrower("fetch", description.fetches, name, dtype)
-    }
+    kinds = {name: description.fetches[name] for name in fetches}
+    sent = _narrower("feed", feeds, wire)
+    asked = _narrower("fetch", kinds, wire)
     if narrow.server_narrows(description) or not (sent or asked):
         return Widths(sent, asked)
     said = [f"{name!r} as {feeds[name].dtype} to it" for name in sent]
-    said += [f"{name!r} as {description.fetches[name].dtype} from it" for name in asked]
+    said += [f"{name!r} as {kinds[name].dtype} from it" for name in asked]
     return Widths({}, {}, ", ".join(said))
 
 
-def _narrower(kind: str, specs: Mapping[str, TensorSpec], name: str, dtype: str) -> bool:
-    """Whether that is narrower than what the teacher has. Raises ConfigError."""
-    own, sent = specs[name].dtype, narrow.FEED_DTYPES[dtype]
-    if narrow.widens(sent, own):
-        return True
-    if own != "str" and np.dtype(own).itemsize <= np.dtype(sent).itemsize:
-        return False
-    raise ConfigError(f"its {kind} {name!r} is {own}, which cannot travel as {dtype}: wire says so")
+def _narrower(
+    kind: str, specs: Mapping[str, TensorSpec], wire: Mapping[str, str]
+) -> dict[str, str]:
+    """What of ``wire`` is narrower than what the teacher has. Raises ConfigError."""
+    narrower = {}
+    for name in specs.keys() & wire.keys():
+        own, dtype = specs[name].dtype, wire[name]
+        sent = narrow.FEED_DTYPES[dtype]
+        if narrow.widens(sent, own):
+            narrower[name] = dtype
+        elif own == "str" or np.dtype(own).itemsize > np.dtype(sent).itemsize:
+            raise ConfigError(
+                f"its {kind} {name!r} is {own}, which cannot travel as {dtype}: wire says so"
+            )
+    return {name: narrower[name] for name in wire if name in narrower}
 
 
 def narrow_slot(array: np.ndarray, spec: TensorSpec, dtype: str, first: int) -> np.ndarray:

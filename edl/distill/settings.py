@@ -170,10 +170,11 @@ def parse_models(
         names = _asked("predicts", predicts, form)
         return [Model(None if teachers is None else parse_teachers(teachers), names)]
     by_model = predicts if isinstance(predicts, Mapping) else dict.fromkeys(teachers, predicts)
-    if not teachers or by_model.keys() != teachers.keys():
-        raise ConfigError(
-            f"teachers are named {', '.join(teachers)}, predicts {', '.join(by_model)}"
-        )
+    if not teachers:
+        raise ConfigError("teachers is a mapping that names none")
+    if by_model.keys() != teachers.keys():
+        said, asked = (", ".join(map(str, names)) for names in (teachers, by_model))
+        raise ConfigError(f"teachers are named {said}, predicts {asked}")
     return [
         Model(parse_teachers(spec), _asked(f"predicts of {name}", by_model[name], form), str(name))
         for name, spec in teachers.items()

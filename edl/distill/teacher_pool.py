@@ -150,6 +150,8 @@ class TeacherPool:
     def _check_route(self) -> None:
         if self._route is None:
             return
+        if not isinstance(self._route, str) or not self._route:
+            raise ConfigError(f"route must be the name of a feed, not {self._route!r}")
         if not self._models[0].name:
             raise ConfigError("route needs teachers by name: a mapping from each tag to teachers")
         first, *others = self._models

@@ -316,3 +316,12 @@ def test_data_that_does_not_fit_is_named(data, culprit):
     specs = {name: TensorSpec((3,), "float32") for name in "ab"}
     with pytest.raises(ConfigError, match=culprit):
         given_rows(specs, data)
+
+
+def test_narrower_tensors_are_measured_where_the_server_knows_them(sums_teacher):
+    narrow = ("--feed", "img:float16:4", "--fetch", "prob?dtype=float16", "--seconds", "0.2")
+    result = edl("bench", sums_teacher.endpoint, "--batch", "2", *narrow)
+    assert result.returncode == 0, result.stderr
+    result = edl("bench", sums_teacher.endpoint, "--fetch", "prob?dtype=int8")
+    assert result.returncode == 1
+    assert "the dtype must be one of float16, bfloat16" in result.stderr

@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.support.modules import modules_of
 from tests.support.processes import ROOT, Teacher, alive, children_of, eventually
 from tests.support.resnet import finish
 
@@ -30,15 +30,9 @@ REVIEWS, CLASSES, STEPS = 300, 600, 120
 
 @pytest.fixture(scope="module")
 def lm():
-    """The demo's modules. Other demos have some of the same names."""
+    """The demo's modules."""
     pytest.importorskip("paddleformers")
-    sys.path.insert(0, str(DEMO))
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(DEMO))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    return modules_of(DEMO, MODULES)
 
 
 def start(*command):

@@ -1,6 +1,5 @@
 """The demo of Chinese reviews: what is read, the whole of it at a small size, and its labels."""
 
-import importlib
 import json
 import os
 import random
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.support.modules import modules_of
 from tests.support.processes import ROOT, Teacher, alive, children_of, eventually
 from tests.support.resnet import finish
 
@@ -27,14 +27,8 @@ REVIEWS = 600
 
 @pytest.fixture(scope="module")
 def nlp():
-    """The demo's modules. Other demos have some of the same names."""
-    sys.path.insert(0, str(DEMO))
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(DEMO))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    """The demo's modules."""
+    return modules_of(DEMO, MODULES)
 
 
 def start(*arguments):

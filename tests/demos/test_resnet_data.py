@@ -2,12 +2,12 @@
 
 import io
 import pickle
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 
+from tests.support.modules import modules_of
 from tests.support.resnet import DEMO
 
 paddle = pytest.importorskip("paddle")
@@ -15,13 +15,7 @@ paddle = pytest.importorskip("paddle")
 
 @pytest.fixture(scope="module")
 def data():
-    sys.path.insert(0, str(DEMO))
-    try:
-        import data as module
-    finally:
-        sys.path.remove(str(DEMO))
-        sys.modules.pop("data", None)
-    return module
+    return modules_of(DEMO, ["data"]).data
 
 
 def cifar(path, parts, labels):

@@ -8,24 +8,12 @@ from edl.errors import ConfigError, ReaderError, SourceError
 from edl.serving.wire.labels import LabelForm
 from tests.distill.test_replicas import RIGHT
 from tests.distill.test_replicas import teacher as language_model
-from tests.distill.test_sparse_labels import assert_columns, batches, tokens_teacher
+from tests.support.tokens import assert_columns, batches
 
 PARTS = ["values", "indices", "logsumexp"]
 
 
-@pytest.fixture(scope="module")
-def teacher():
-    with tokens_teacher() as teacher:
-        yield teacher
-
-
-@pytest.fixture(scope="module")
-def old_teacher():
-    with tokens_teacher(able=False) as teacher:
-        yield teacher
-
-
-@pytest.mark.parametrize("which", ["teacher", "old_teacher"])
+@pytest.mark.parametrize("which", ["tokens_teacher", "old_tokens_teacher"])
 @pytest.mark.parametrize("feeds", [None, ["ids", "labels"], ["labels", "ids"]])
 def test_a_pool_gets_the_labels_that_a_reader_does(which, feeds, request):
     form = LabelForm(8, 2.0, 4, True)
@@ -39,25 +27,25 @@ def test_a_pool_gets_the_labels_that_a_reader_does(which, feeds, request):
             assert_columns(answer.values(), form, batch)
 
 
-def test_the_same_rows_get_the_same_samples_whatever_surrounds_them(teacher):
+def test_the_same_rows_get_the_same_samples_whatever_surrounds_them(tokens_teacher):
     ids, _ = next(batches())
-    with TeacherPool(["logits"], teacher.endpoint, top_k=8, samples=16) as pool:
+    with TeacherPool(["logits"], tokens_teacher.endpoint, top_k=8, samples=16) as pool:
         whole = pool.infer({"ids": ids})["logits.samples"]
         for row in range(len(ids)):
             alone = pool.infer({"ids": ids[row : row + 1]})["logits.samples"]
             assert (alone[0] == whole[row]).all()
 
 
-def test_rows_that_are_routed_have_sparse_labels_too(teacher, old_teacher):
-    teachers = {"new": teacher.endpoint, "old": old_teacher.endpoint}
+def test_rows_that_are_routed_have_sparse_labels_too(tokens_teacher, old_tokens_teacher):
+    teachers = {"new": tokens_teacher.endpoint, "old": old_tokens_teacher.endpoint}
     with TeacherPool(["logits"], teachers, route="domain", top_k=8) as pool:
         for ids, labels in batches():
             answer = pool.infer({"ids": ids, "domain": ["new", "old", "old"] * 2})
             assert_columns(answer.values(), LabelForm(8), (ids, labels))
 
 
-def test_models_that_are_all_asked_name_their_columns(teacher, old_teacher):
-    teachers = {"big": teacher.endpoint, "small": old_teacher.endpoint}
+def test_models_that_are_all_asked_name_their_columns(tokens_teacher, old_tokens_teacher):
+    teachers = {"big": tokens_teacher.endpoint, "small": old_tokens_teacher.endpoint}
     predicts = {"big": ["logits"], "small": ["logits?top_k=3&temperature=2"]}
     batch = next(batches())
     with TeacherPool(predicts, teachers, top_k=8) as pool:
@@ -68,9 +56,9 @@ def test_models_that_are_all_asked_name_their_columns(teacher, old_teacher):
     assert_columns(columns[3:], LabelForm(3, 2.0), batch)
 
 
-def test_targets_that_a_request_lacks_are_named(teacher):
+def test_targets_that_a_request_lacks_are_named(tokens_teacher):
     ids, _ = next(batches())
-    with TeacherPool(["logits"], teacher.endpoint, top_k=8, targets="labels") as pool:
+    with TeacherPool(["logits"], tokens_teacher.endpoint, top_k=8, targets="labels") as pool:
         with pytest.raises(SourceError, match="the request has no 'labels'; it has 'ids'"):
             pool.infer({"ids": ids})
 

@@ -17,40 +17,7 @@ from edl.serving.wire import labels
 from edl.serving.wire.labels import LabelForm
 from tests.support.predictors import Tokens
 from tests.support.processes import python_teacher
-
-ROWS, TOKENS, BATCHES = 6, 5, 12
-TABLE = Tokens()._table
-
-
-def batches(count=BATCHES, first=0):
-    """Batches of ids and of labels that follow them, always the same."""
-    for number in range(first, first + count):
-        generator = np.random.default_rng(number)
-        ids = generator.integers(0, 100, (ROWS, TOKENS))
-        yield ids, generator.integers(-1, Tokens.classes, (ROWS, TOKENS))
-
-
-def expected(form, batch, epoch=0):
-    ids, targets = batch
-    return sparse_labels(TABLE[ids], form, row_seeds([ids], epoch), targets)
-
-
-def tokens_teacher(able=True):
-    """A server in this process; one that is not ``able`` is as those of before are."""
-    predictor = Tokens()
-    specs = {name: (spec.shape, spec.dtype) for name, spec in Tokens.description.feeds.items()}
-    logits = Tokens.description.fetches["logits"]
-    teacher = serve(
-        lambda ids: predictor.run({"ids": ids}, ["logits"])["logits"],
-        specs,
-        {"logits": (logits.shape, logits.dtype)},
-        fingerprint="tokens",
-    )
-    if not able:
-        engine = teacher._server.engine
-        said = engine.description
-        engine.description = Description(said.feeds, said.fetches, {}, said.fingerprint)
-    return teacher
+from tests.support.tokens import BATCHES, ROWS, assert_columns, batches
 
 
 def reader_of(*teachers, count=BATCHES, **options):
@@ -65,18 +32,6 @@ def reader_of(*teachers, count=BATCHES, **options):
     )
 
 
-def assert_columns(columns, form, batch, epoch=0):
-    """To a float16's rounding; one draw may lie on the edge between two classes."""
-    wanted = expected(form, batch, epoch)
-    assert [c.dtype.name for c in columns] == [array.dtype.name for array in wanted.values()]
-    for column, (part, array) in zip(columns, wanted.items()):
-        assert column.shape == array.shape
-        if part == "samples":
-            assert (column != array).sum() <= 1
-        else:
-            np.testing.assert_allclose(column, array, rtol=1e-3, atol=1e-5)
-
-
 FORMS = [
     (LabelForm(8), {}),
     (LabelForm(8, 2.0), {"temperature": 2}),
@@ -86,20 +41,8 @@ FORMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def teacher():
-    with tokens_teacher() as teacher:
-        yield teacher
-
-
-@pytest.fixture(scope="module")
-def old_teacher():
-    with tokens_teacher(able=False) as teacher:
-        yield teacher
-
-
 @pytest.mark.parametrize(("form", "options"), FORMS)
-@pytest.mark.parametrize("which", ["teacher", "old_teacher"])
+@pytest.mark.parametrize("which", ["tokens_teacher", "old_tokens_teacher"])
 def test_the_columns_follow_the_slots_in_their_order(which, form, options, request):
     with reader_of(request.getfixturevalue(which), teacher_batch_size=4, **options) as reader:
         for (ids, labels, *columns), batch in zip(reader, batches()):
@@ -108,17 +51,21 @@ def test_the_columns_follow_the_slots_in_their_order(which, form, options, reque
             assert_columns(columns, form, batch)
 
 
-def test_a_teacher_and_an_old_one_give_the_same_in_one_epoch(teacher, old_teacher, caplog):
+def test_a_teacher_and_an_old_one_give_the_same_in_one_epoch(
+    tokens_teacher, old_tokens_teacher, caplog
+):
     form = LabelForm(8, 2.0, 4, True)
     options = {"temperature": 2.0, "samples": 4, "targets": "labels"}
-    with reader_of(teacher, old_teacher, teacher_batch_size=1, count=60, **options) as reader:
+    with reader_of(
+        tokens_teacher, old_tokens_teacher, teacher_batch_size=1, count=60, **options
+    ) as reader:
         for (_, _, *columns), batch in zip(reader, batches(60)):
             assert_columns(columns, form, batch)
         by_teacher = reader.stats()["teachers"]
     assert all(figures["rows"] for figures in by_teacher.values()), by_teacher
     said = [record for record in caplog.records if "makes no sparse labels" in record.message]
     assert [record.levelno for record in said] == [logging.WARNING]
-    assert old_teacher.endpoint in said[0].message
+    assert old_tokens_teacher.endpoint in said[0].message
 
 
 def test_a_real_teacher_that_is_killed_changes_no_label():
@@ -132,9 +79,9 @@ def test_a_real_teacher_that_is_killed_changes_no_label():
         assert number == 59
 
 
-def test_each_epoch_draws_anew_and_a_resumed_student_draws_the_same(teacher):
+def test_each_epoch_draws_anew_and_a_resumed_student_draws_the_same(tokens_teacher):
     form = LabelForm(8, samples=4)
-    with reader_of(teacher, samples=4) as reader:
+    with reader_of(tokens_teacher, samples=4) as reader:
         epochs = [list(reader) for _ in range(2)]
         third = iter(reader)
         begun = list(itertools.islice(third, 5))
@@ -143,7 +90,7 @@ def test_each_epoch_draws_anew_and_a_resumed_student_draws_the_same(teacher):
         for (_, _, *columns), batch in zip(got, batches()):
             assert_columns(columns, form, batch, epoch)
     assert (epochs[0][0][5] != epochs[1][0][5]).any()
-    with reader_of(teacher, samples=4) as reader:
+    with reader_of(tokens_teacher, samples=4) as reader:
         reader.load_state_dict(state)
         rest = list(reader)
     assert len(rest) == BATCHES - 5
@@ -151,22 +98,22 @@ def test_each_epoch_draws_anew_and_a_resumed_student_draws_the_same(teacher):
         assert_columns(columns, form, batch, epoch=2)
 
 
-def test_a_dictionary_gets_the_columns_by_name(teacher):
+def test_a_dictionary_gets_the_columns_by_name(tokens_teacher):
     source = [{"ids": ids, "labels": labels} for ids, labels in batches()]
     with DistillReader(
-        ["ids", "labels"], ["logits"], source, [teacher.endpoint], top_k=8, targets="labels"
+        ["ids", "labels"], ["logits"], source, [tokens_teacher.endpoint], top_k=8, targets="labels"
     ) as reader:
         names = [list(batch) for batch in reader]
     columns = ["logits.values", "logits.indices", "logits.logsumexp", "logits.target"]
     assert names == [["ids", "labels", *columns]] * BATCHES
 
 
-def test_samples_get_their_own_rows(teacher):
+def test_samples_get_their_own_rows(tokens_teacher):
     def source():
         for ids, _ in batches():
             yield from ((row,) for row in ids)
 
-    with DistillReader(["ids"], ["logits"], teachers=[teacher.endpoint], top_k=8) as reader:
+    with DistillReader(["ids"], ["logits"], teachers=[tokens_teacher.endpoint], top_k=8) as reader:
         reader.set_sample_generator(source).set_teacher_batch_size(ROWS)
         samples = list(reader)
     assert len(samples) == ROWS * BATCHES
@@ -175,19 +122,19 @@ def test_samples_get_their_own_rows(teacher):
         assert_columns([np.stack(column) for column in list(zip(*rows))[1:]], LabelForm(8), batch)
 
 
-def test_tensors_come_as_tensors(teacher):
+def test_tensors_come_as_tensors(tokens_teacher):
     paddle = pytest.importorskip("paddle")
-    with reader_of(teacher, samples=2, return_tensors="pd") as reader:
+    with reader_of(tokens_teacher, samples=2, return_tensors="pd") as reader:
         batch = next(iter(reader))
     dtypes = [column.dtype for column in batch[2:]]
     assert dtypes == [paddle.float16, paddle.int32, paddle.float32, paddle.int32]
 
 
-def test_the_workers_of_a_dataloader_give_the_same(teacher):
+def test_the_workers_of_a_dataloader_give_the_same(tokens_teacher):
     paddle = pytest.importorskip("paddle")
     source = list(batches())
     with DistillReader(
-        ["ids", "labels"], ["logits"], source, [teacher.endpoint], top_k=8, samples=4
+        ["ids", "labels"], ["logits"], source, [tokens_teacher.endpoint], top_k=8, samples=4
     ) as reader:
         loader = paddle.io.DataLoader(reader, batch_size=None, num_workers=2)
         for epoch in range(2):
@@ -196,9 +143,9 @@ def test_the_workers_of_a_dataloader_give_the_same(teacher):
                 assert_columns(arrays, LabelForm(8, samples=4), batch, epoch)
 
 
-def test_several_models_name_their_columns(teacher, old_teacher):
+def test_several_models_name_their_columns(tokens_teacher, old_tokens_teacher):
     source = [{"ids": ids} for ids, _ in batches()]
-    teachers = {"big": [teacher.endpoint], "small": [old_teacher.endpoint]}
+    teachers = {"big": [tokens_teacher.endpoint], "small": [old_tokens_teacher.endpoint]}
     predicts = {"big": ["logits"], "small": ["logits?top_k=3&temperature=2"]}
     with DistillReader(["ids"], predicts, source, teachers, top_k=8) as reader:
         got = list(reader)
@@ -325,14 +272,14 @@ def test_one_fetch_in_two_forms_is_refused():
         DistillReader(["ids"], ["logits?top_k=8", "logits?top_k=4"])
 
 
-@pytest.mark.parametrize("which", ["teacher", "old_teacher"])
+@pytest.mark.parametrize("which", ["tokens_teacher", "old_tokens_teacher"])
 def test_more_than_there_are_classes_is_refused(which, request):
     with reader_of(request.getfixturevalue(which), top_k=1001) as reader:
         with pytest.raises(ReaderError, match="top_k=1001 is more than the 1000 classes"):
             next(iter(reader))
 
 
-@pytest.mark.parametrize("which", ["teacher", "old_teacher"])
+@pytest.mark.parametrize("which", ["tokens_teacher", "old_tokens_teacher"])
 def test_targets_of_another_shape_are_the_sources_mistake(which, request):
     source = [(np.zeros((2, 5), np.int64), np.zeros((2, 5, 3), np.int64))]
     with DistillReader(

@@ -675,7 +675,13 @@ def test_a_start_that_fails_leaves_nothing_and_can_be_tried_again(
         ({"serving_conf_file": "/no/such"}, "/no/such"),
         ({"return_tensors": "torch"}, "return_tensors"),
         ({"feeds": "img"}, "feeds must be a list of names"),
+        ({"teachers": {}}, "teachers is a mapping that names none"),
+        (
+            {"teachers": {0: "h:1"}, "predicts": {1: ["prob"]}},
+            "teachers are named 0, predicts 1",
+        ),
         ({"route": "domain"}, "route needs teachers by name"),
+        ({"route": ""}, "route must be the name of a feed, not ''"),
         (
             {"teachers": {"a": "h:1"}, "route": "domain", "feeds": ["img"]},
             "route is 'domain', which is not among feeds",

@@ -239,12 +239,13 @@ def test_without_paddleformers_the_extra_is_named(tmp_path, monkeypatch):
         load(tmp_path)
 
 
-def test_the_command_takes_one_kind_of_model_and_a_dtype_for_this_one_only(tmp_path):
+def test_the_command_takes_one_kind_of_model_and_some_options_for_this_one_only(tmp_path):
     said = edl("teacher", "--model", tmp_path, "--causal-lm", tmp_path).stderr
     assert "or a language model with --causal-lm DIR" in said
     assert (
         "--dtype is for --causal-lm" in edl("teacher", "--model", "x", "--dtype", "float32").stderr
     )
+    assert "--top-k is for --causal-lm" in edl("teacher", "--model", "x", "--top-k", "48").stderr
 
 
 def test_the_command_hosts_it_and_a_reader_gets_its_labels(checkpoint):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from edl._paddle import import_paddle
-from edl.errors import ConfigError, ModelError
+from edl.errors import ConfigError, EdlError, ModelError
 from edl.serving.model.files import SERVER_DIRECTORY, ModelFiles, find_model
 from edl.serving.model.labelled import (
     asked_of,
@@ -109,10 +109,9 @@ def export_model(
             hook = layer.register_forward_post_hook(_distinct_outputs(paddle, columns))
             try:
                 paddle.jit.save(layer, str(server / _PREFIX), input_spec=spec, with_hook=True)
-            except ConfigError:
-                raise
             except Exception as error:  # Paddle's own variety
-                raise ModelError(f"Paddle cannot export {name}: {error}") from error
+                said = ModelError(f"Paddle cannot export {name}: {error}")
+                raise _ours(error) or said from error
             finally:
                 hook.remove()
         model = _describe(server, client, list(feeds), columns)
@@ -211,6 +210,18 @@ def _program_format(paddle: Any, pdmodel: bool) -> contextlib.AbstractContextMan
     if pdmodel and hasattr(paddle, "pir_utils"):
         return paddle.pir_utils.OldIrGuard()
     return contextlib.nullcontext()
+
+
+def _ours(error: BaseException) -> Optional[EdlError]:
+    """What this package has raised while a program was made, which Paddle raises again at the end
+    of an account of the code; None if it was something else.
+    """
+    found, cause = None, error.__context__
+    while cause is not None:
+        if isinstance(cause, EdlError) and str(error).rstrip().endswith(str(cause)):
+            found = cause
+        cause = cause.__context__
+    return found
 
 
 @contextlib.contextmanager

@@ -81,7 +81,9 @@ def with_labels(layer: Any, asked: Asked, added: Sequence[str]) -> Any:
         if len(outputs) != len(asked):
             raise ConfigError(f"{len(asked)} fetches were named, but the layer has {len(outputs)}")
         columns = []
-        for (_, form), output in zip(asked, outputs):
+        for (name, form), output in zip(asked, outputs):
+            if form is not None:
+                labels.check_classes(name, output.shape[-1], form)
             columns += [output] if form is None else _parts(paddle, output, form, given)
         return columns
 

@@ -28,7 +28,7 @@ class Preprocess:
     ``mean``, ``std``: a number for each channel, or one for all. ``layout``: of the raw images,
     "HWC" (as decoders give them) or "CHW". Called with raw images (rows, height, width, channels),
     or (rows, channels, height, width), uint8, it returns float32 (rows, channels, height, width):
-    an array of an array, a tensor of a tensor, where that is. All is computed in float32 in the
+    an array for an array, for a tensor a tensor on its device. All is computed in float32 in the
     order of the formula, so that whoever does it gets the same bits, unless a compiler fuses the
     operations; then they differ in the last one. With one mean and one std and "CHW", rows may have
     any shape. Raises ConfigError for what is no number, a std of 0, and another layout.

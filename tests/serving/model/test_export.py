@@ -123,7 +123,7 @@ def test_outputs_are_what_forward_returns_whatever_that_is(choose, values, pdmod
 @pytest.mark.parametrize(
     ("fetches", "words"),
     [
-        (["a", "c"], "a dict of b, a, without c: name the fetches"),
+        (["a", "c"], "^the layer returns a dict of b, a, without c: name the fetches as it does$"),
         ("a", "fetches must be a list of names"),
         (["a", "a"], "must hold different names"),
     ],
