@@ -21,6 +21,8 @@ _COMMANDS = {
     "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "bench": ("edl.cli.bench", "Measure how fast a teacher is."),
+    "label": ("edl.cli.label", "Fill a store with labels, ahead of training."),
+    "labels": ("edl.cli.labels", "Look after stores of labels."),
     "etcd": ("edl.cli.etcd", "Run an etcd for small clusters and experiments."),
     "launch": ("edl.cli.launch", "Run paddle.distributed.launch, with etcd if need be."),
     "doctor": ("edl.cli.doctor", "Say what works on this machine, and what to do if not."),

@@ -11,9 +11,12 @@
 ``/service/<service>/assignments/<id>``               the teachers that a student is to use
 ``/service/<service>/leader``                         who assigns, with a lease
 ``/service/<service>/balance``                        demand and supply, for people and autoscalers
+``/service/<service>/labelling/<job>/<part>``         who labels what ahead of training, with a
+                                                      lease (see ``claims``)
 ====================================================  ==========================================
 
-Values are one line of JSON each, but the leader's, which is a name.
+Values are one line of JSON each, but the leader's, which is a name, and what says whether a part is
+done.
 """
 
 from __future__ import annotations

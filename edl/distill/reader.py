@@ -526,6 +526,13 @@ class DistillReader(StandIn, IterableDataset):
 
     # --- start and end ----------------------------------------------------------------------
 
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until all labels that have been delivered are on the disk of the store, which they
+        are a second later anyway; whether that was within ``timeout`` seconds, or there is no
+        store. See ``stats()["store"]["full"]`` for whether it takes any.
+        """
+        return self._running is None or self._running.flush(timeout)
+
     def close(self) -> None:
         """End all threads and connections, within a second or so. The reader can be iterated again
         afterwards.

@@ -125,6 +125,10 @@ class Running:
                 stats[model.name]["store"] = storing.stats()
         return stats
 
+    def flush(self, timeout: float) -> bool:
+        """See DistillReader.flush."""
+        return self._stages is None or self._stages.flush(timeout)
+
     def models(self) -> list[str]:
         """The fingerprints in use; empty where none is yet."""
         return [pool.model for pool in self.pools]

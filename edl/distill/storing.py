@@ -146,6 +146,10 @@ class Stages:
             self._store.refresh()
         return self.models[number]
 
+    def flush(self, timeout: float) -> bool:
+        """See DistillReader.flush."""
+        return self._store.flush(timeout)
+
     def end(self) -> None:
         """An epoch has ended: what was added in it is on the disk, and others can read it."""
         self._store.flush()

@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
-from edl.store.records import Kind, checked
+from edl.store.records import KIND, Kind, checked
 
 #: What this module writes; stores of a later one are not touched.
 VERSION = 1
@@ -146,6 +146,16 @@ class Environment:
             yield from page
             start = page[-1][0] + b"\0"
 
+    def sizes(self) -> dict[bytes, tuple[int, int]]:
+        """Records and their bytes, by the kind's id."""
+        found: dict[bytes, tuple[int, int]] = {}
+        with self._resizing, self._begin(self._labels) as transaction:
+            for key, record in transaction.cursor():
+                kind = bytes(key[:KIND])
+                rows, nbytes = found.get(kind, (0, 0))
+                found[kind] = rows + 1, nbytes + len(record)
+        return found
+
     def _begin(self, table: Any) -> Any:
         try:
             return self._env.begin(db=table, buffers=True)
@@ -200,7 +210,7 @@ class Environment:
         return [
             key
             for key, record in self.records()
-            if not checked(key, record) or key[:8] not in kinds
+            if not checked(key, record) or key[:KIND] not in kinds
         ]
 
     def close(self) -> None:

@@ -97,12 +97,17 @@ def seal(live: Path) -> Path:
 
 def seal_orphans(directory: Path) -> None:
     """Seal what processes of this machine have left behind that were killed."""
-    for live in sorted(directory.glob(f"*{LIVE}")):
+    for live in live_ones(directory):
         if not live.name.startswith(f"{socket.gethostname()}-"):
             continue  # whether a process of another machine is alive cannot be told
         with contextlib.suppress(OSError), open(live / _OWNER, "ab") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             seal(live)
+
+
+def live_ones(directory: Path) -> list[Path]:
+    """Those that some process writes, or has written."""
+    return sorted(directory.glob(f"*{LIVE}"))
 
 
 def sealed_ones(directory: Path) -> list[Path]:

@@ -139,6 +139,24 @@ def content_of(kind: Kind, record: Any) -> bytes:
     return bytes(record[_CHECKSUM.size : _CHECKSUM.size + DIGEST])
 
 
+def columns_of(kind: Kind, record: Any) -> Iterator[tuple[Column, tuple[int, ...], Any]]:
+    """A record's columns: each with the shape that its row has here, and its bytes. Raises
+    StoreError for a record of another kind.
+    """
+    count = sum(len(column.open) for column in kind.columns)
+    start = kind.head
+    if len(record) < start:
+        raise StoreError(f"a record of {len(record)} bytes is too short for {kind.prediction}")
+    sizes = list(struct.unpack_from(f"<{count}I", record, start - 4 * count))
+    for column in kind.columns:
+        shape = tuple(sizes.pop(0) if size < 0 else size for size in column.shape)
+        nbytes = np.dtype(column.dtype).itemsize * math.prod(shape)
+        yield column, shape, record[start : start + nbytes]
+        start += nbytes
+    if start != len(record):
+        raise StoreError(f"a record of {len(record)} bytes is none of {kind.prediction}")
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of some rows, to be stored: arrays (rows, ...) by column. ``lengths``: (rows,), where

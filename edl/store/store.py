@@ -128,7 +128,7 @@ class LabelStore:
         """The kinds of labels that there are."""
         with self._lock:
             found = {labels.kind.id: labels.kind for labels in self._waiting}
-        for environment in self._environments():
+        for environment in self.environments():
             found.update(environment.kinds())
         return list(found.values())
 
@@ -161,12 +161,13 @@ class LabelStore:
         for key, (labels, index) in pending.items():
             (record,) = labels.row(index).records()
             take(key, memoryview(record))
-        for environment in self._environments():
+        for environment in self.environments():
             if wanted:
                 environment.read(list(wanted), take)
         return found
 
-    def _environments(self) -> list[Environment]:
+    def environments(self) -> list[Environment]:
+        """Those that are open, this process's own first."""
         with self._lock:
             own = [] if self._own is None else [self._own]
             return own + list(self._others.values())
@@ -185,7 +186,7 @@ class LabelStore:
     @property
     def nbytes(self) -> int:
         """What all of it takes on the disk."""
-        return sum(environment.nbytes for environment in self._environments())
+        return sum(environment.nbytes for environment in self.environments())
 
     # --- adding -----------------------------------------------------------------------------
 
@@ -305,6 +306,10 @@ class LabelStore:
         self._known |= {kind.id for kind in new}
         self.counters.bytes += sum(len(record) for _, record in records)
         return ""
+
+    def write(self, records: Sequence[tuple[bytes, bytes]], kinds: Sequence[Kind]) -> None:
+        """Add records as they are; they are on the disk when it returns. Raises StoreError."""
+        self._own_environment().write(records, kinds)
 
     def _own_environment(self) -> Environment:
         """The one that this process writes to; made now if need be."""

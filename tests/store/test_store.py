@@ -336,7 +336,7 @@ def _kill_writers(directory, where, generator, rounds):
         with LabelStore(directory, local=where == "local") as store:
             for first, end in done.items():
                 assert_has(store, range(first, end))
-            for environment in store._environments():
+            for environment in store.environments():
                 assert environment.damaged() == []
 
 

@@ -1,0 +1,336 @@
+"""What is done to whole stores: looking, checking, putting together, taking out."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import io
+import operator
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+
+from edl.errors import ConfigError, StoreError
+from edl.store import places
+from edl.store.environment import Environment, open_environment, release
+from edl.store.records import KIND, Column, Kind, checked, columns_of
+from edl.store.store import LabelStore
+
+#: Bytes that are written at once.
+_PAGE = 16 << 20
+
+#: Told how many records have been looked at so far.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The labels of one kind: how many, and their bytes."""
+
+    kind: Kind
+    rows: int
+    nbytes: int
+
+
+@dataclass
+class Verdict:
+    """What was found: records, those that are ``damaged``, by the environment's name, and
+    environments that cannot be read, with why.
+    """
+
+    records: int = 0
+    damaged: dict[str, list[bytes]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> int:
+        """How many records are damaged."""
+        return sum(map(len, self.damaged.values()))
+
+
+def open_existing(directory: Path) -> LabelStore:
+    """The store in a directory. Raises StoreError if there is none."""
+    _check_there(directory)
+    return LabelStore(directory)
+
+
+def _check_there(directory: Path) -> None:
+    places.seal_orphans(directory)
+    if not _environments_in(directory) and not places.live_ones(directory):
+        raise StoreError(f"there is no label store at {directory}")
+
+
+def _environments_in(directory: Path) -> list[Path]:
+    """Of those that have ended, and of all processes of this machine."""
+    shared = places.shared_one(directory)
+    return [*places.sealed_ones(directory), *([shared] if shared is not None else [])]
+
+
+def holdings(directory: Path) -> list[Holding]:
+    """What a store has, by model and prediction. A row that is in several environments counts in
+    each. Raises StoreError.
+    """
+    kinds: dict[bytes, Kind] = {}
+    sizes: dict[bytes, tuple[int, int]] = {}
+    with open_existing(directory) as store:
+        for environment in store.environments():
+            kinds.update(environment.kinds())
+            for kind, (rows, nbytes) in environment.sizes().items():
+                before = sizes.get(kind, (0, 0))
+                sizes[kind] = before[0] + rows, before[1] + nbytes
+    found = [Holding(kind, *sizes.get(name, (0, 0))) for name, kind in kinds.items()]
+    return sorted(found, key=lambda each: (each.kind.model, each.kind.text))
+
+
+def verify(directory: Path, remove: bool = False, progress: Optional[Progress] = None) -> Verdict:
+    """Read everything. ``remove``: what is damaged is removed, where something can be; otherwise it
+    stays, and counts as missing. Raises StoreError if there is no store.
+    """
+    verdict = Verdict()
+    _check_there(directory)
+    with contextlib.closing(places.hold(directory)):
+        for path in _environments_in(directory):
+            sealed = path.name.endswith(places.SEALED)
+            try:
+                environment = open_environment(path, sealed=sealed)
+            except StoreError as error:
+                verdict.unreadable[path.name] = str(error)
+                continue
+            try:
+                bad = list(_damaged(environment, verdict, progress))
+                if bad:
+                    verdict.damaged[path.name] = bad
+                if bad and remove and not sealed:
+                    environment.remove(bad)
+            finally:
+                release(environment)
+    return verdict
+
+
+def _damaged(
+    environment: Environment, verdict: Verdict, progress: Optional[Progress]
+) -> Iterator[bytes]:
+    kinds = environment.kinds()
+    for key, record in environment.records():
+        verdict.records += 1
+        if not _sound(kinds, key, record):
+            yield key
+        if progress is not None and verdict.records % 1000 == 0:
+            progress(verdict.records)
+
+
+def _sound(kinds: dict[bytes, Kind], key: bytes, record: bytes) -> bool:
+    kind = kinds.get(key[:KIND])
+    if kind is None or not checked(key, record):
+        return False
+    try:
+        list(columns_of(kind, record))
+    except StoreError:
+        return False
+    return True
+
+
+def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, int]:
+    """Put everything that is sound into one environment of full pages, and remove the others; the
+    bytes before and after. Whenever this ends, the store is whole. Raises StoreError if somebody
+    uses the store, or there is none.
+    """
+    _check_there(directory)
+    with contextlib.closing(places.hold(directory, alone=True)):
+        paths = _environments_in(directory)
+        before = sum(_nbytes(path) for path in paths)
+        new = directory / f"{uuid.uuid4().hex[:8]}.new"
+        new.mkdir()
+        try:
+            _put_together(paths, new, progress)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        sealed = new.rename(new.with_suffix(places.SEALED))
+        _sync(directory)
+        for path in paths:
+            shutil.rmtree(path)
+        return before, _nbytes(sealed)
+
+
+def _put_together(paths: Iterable[Path], new: Path, progress: Optional[Progress]) -> None:
+    with contextlib.ExitStack() as stack:
+        environments = []
+        for path in paths:
+            environment = open_environment(path, sealed=path.name.endswith(places.SEALED))
+            stack.callback(release, environment)
+            environments.append(environment)
+        target = open_environment(new, create=True)
+        stack.callback(release, target)
+        kinds = {name: kind for each in environments for name, kind in each.kinds().items()}
+        streams = [environment.records() for environment in environments]
+        sorted_records = heapq.merge(*streams, key=operator.itemgetter(0))
+        sound = _sound_ones(kinds, sorted_records, progress)
+        _write(sound, kinds, lambda page, new_kinds: target.write(page, new_kinds, append=True))
+
+
+def _sound_ones(
+    kinds: dict[bytes, Kind],
+    records: Iterable[tuple[bytes, bytes]],
+    progress: Optional[Progress],
+) -> Iterator[tuple[bytes, bytes]]:
+    """Each key once."""
+    last = b""
+    for number, (key, record) in enumerate(records):
+        if progress is not None and number % 1000 == 0:
+            progress(number)
+        if key != last and _sound(kinds, key, record):
+            last = key
+            yield key, record
+
+
+def _write(
+    records: Iterable[tuple[bytes, bytes]],
+    kinds: dict[bytes, Kind],
+    write: Callable[[Sequence[tuple[bytes, bytes]], list[Kind]], None],
+) -> int:
+    """Write records a page at a time; how many there were."""
+    page: list[tuple[bytes, bytes]] = []
+    nbytes = count = 0
+    write([], list(kinds.values()))
+    for item in records:
+        page.append(item)
+        nbytes += len(item[1])
+        count += 1
+        if nbytes >= _PAGE:
+            write(page, [])
+            page, nbytes = [], 0
+    write(page, [])
+    return count
+
+
+def merge(directory: Path, sources: Sequence[Path], progress: Optional[Progress] = None) -> int:
+    """Add what other stores have to one, which is made if need be; how many records that were.
+    Raises StoreError, for a source that is none or the store itself, too.
+    """
+    added = 0
+    for source in sources:
+        if os.path.realpath(source) == os.path.realpath(directory):
+            raise StoreError(f"{source} cannot be merged into itself")
+        with open_existing(source) as theirs, LabelStore(directory) as ours:
+            for environment in theirs.environments():
+                kinds = environment.kinds()
+                sound = _sound_ones(kinds, environment.records(), progress)
+                added += _write(_missing(ours, sound), kinds, ours.write)
+    return added
+
+
+def _missing(
+    store: LabelStore, records: Iterable[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes]]:
+    for key, record in records:
+        if not any(environment.has([key]) for environment in store.environments()):
+            yield key, record
+
+
+# --- taking out ---------------------------------------------------------------------------------
+
+
+def export(directory: Path, path: Path, kind: str = "", progress: Optional[Progress] = None) -> int:
+    """Write the labels of one kind to ``path``, a .npz file; how many rows there are.
+
+    ``key``: (rows, 24) uint8, or 28, of which the first 8 are the kind and the next 16 the row's
+    digest. Each column is an array (rows, ...) of its name. Where rows differ in length, their
+    tokens follow each other, (tokens, ...), and ``NAME.lengths`` (rows,) int64 says how many each
+    has. ``kind``: the beginning of its id in hexadecimal digits; needed if there are several.
+    Raises StoreError, ConfigError if that says no kind, or several.
+    """
+    if path.suffix != ".npz":
+        raise ConfigError(f"labels are exported as .npz files, and {path} is none")
+    with open_existing(directory) as store:
+        chosen = _choose(store.kinds(), kind)
+        for column in chosen.columns:
+            if any(index for index in column.open):
+                raise StoreError(f"rows of {column.name!r} differ in more than their length")
+        keys = _keys(store, chosen)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            shape = (len(keys), len(keys[0]) if keys else KIND)
+            _write_array(archive, "key", shape, "uint8", iter(keys))
+            for number, column in enumerate(chosen.columns):
+                _export_column(archive, store, chosen, column, keys)
+                if progress is not None:
+                    progress((number + 1) * len(keys))
+    return len(keys)
+
+
+def _choose(kinds: Sequence[Kind], wanted: str) -> Kind:
+    found = [kind for kind in kinds if kind.id.hex().startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{kind.id.hex()} ({kind.prediction} of {kind.model})" for kind in kinds)
+    raise ConfigError(f"{len(found)} kinds of labels are meant; name one of {known or 'none'}")
+
+
+def _keys(store: LabelStore, kind: Kind) -> list[bytes]:
+    """All keys of a kind whose records are sound, each once."""
+    streams = [environment.records(kind.id) for environment in store.environments()]
+    merged = heapq.merge(*streams, key=operator.itemgetter(0))
+    return [key for key, _ in _sound_ones({kind.id: kind}, merged, None)]
+
+
+def _export_column(
+    archive: zipfile.ZipFile, store: LabelStore, kind: Kind, column: Column, keys: Sequence[bytes]
+) -> None:
+    index = kind.columns.index(column)
+
+    def parts() -> Iterator[tuple[tuple[int, ...], bytes]]:
+        for start in range(0, len(keys), 256):
+            found: dict[bytes, tuple[tuple[int, ...], bytes]] = {}
+            some = list(keys[start : start + 256])
+
+            def take(key: bytes, record: memoryview) -> None:
+                if key not in found and checked(key, record):  # noqa: B023 (called in this turn)
+                    _, shape, octets = list(columns_of(kind, record))[index]
+                    found[key] = shape, bytes(octets)  # noqa: B023
+
+            for environment in store.environments():
+                environment.read(some, take)
+            yield from (found[key] for key in some)
+
+    if not column.open:
+        shape = (len(keys), *column.shape)
+        _write_array(archive, column.name, shape, column.dtype, (octets for _, octets in parts()))
+        return
+    lengths = np.array([shape[0] for shape, _ in parts()], np.int64)
+    total = (int(lengths.sum()), *column.shape[1:])
+    _write_array(archive, column.name, total, column.dtype, (octets for _, octets in parts()))
+    name = f"{column.name}.lengths"
+    _write_array(archive, name, lengths.shape, "int64", iter([lengths.tobytes()]))
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str, parts: Iterator[bytes]
+) -> None:
+    """One array of the archive, from its bytes."""
+    head = io.BytesIO()
+    said = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(head, said)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        file.write(head.getvalue())
+        for part in parts:
+            file.write(part)
+
+
+def _nbytes(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.glob("data.mdb"))
+
+
+def _sync(directory: Path) -> None:
+    """Let a renaming be on the disk."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
