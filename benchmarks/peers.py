@@ -36,7 +36,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -44,7 +43,7 @@ from _original import make_original_environment, run_original
 from _peers.aims import Outcome, Sample, aims, judge, spread
 from _peers.environments import with_package, with_paddle_serving
 from _peers.lines import GROUPS, HOSTED, HTTP, LOOP, ORIGINAL, UNITS, lines, students
-from _peers.students import LeftOut, Student, sample, started, together
+from _peers.students import LeftOut, Turn, recorded, sample, started, together, turns_of
 from _peers.work import LONGEST, NOTHING, filled_up, sentences
 from _teachers import ROOT, teachers
 from rich.console import Console
@@ -70,9 +69,6 @@ class Measured:
 
     results: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-
-
-Turn = Callable[[], Sample]
 
 
 # --- models that do nothing ----------------------------------------------------------------------
@@ -151,7 +147,7 @@ def exported(name: str) -> Iterator[str]:
 @contextmanager
 def resnet(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
     """The turns with a ResNet-18: the loop, one student, several."""
-    work: dict[str, Any] = {"name": "ResNet-18"}
+    work: dict[str, Any] = {"name": "ResNet-18", "batch_rows": UNITS["ResNet-18"][1]}
     with exported("resnet18") as model, ExitStack() as stack:
         loop = recorded(stack, work, {"model": model}, 4)
         (endpoint,) = stack.enter_context(teachers(1, ["--model", model]))
@@ -193,34 +189,16 @@ def ragged(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
         yield {LOOP: looped, students(len(crowd)): lambda: together(crowd, each)}
 
 
-def recorded(
-    stack: ExitStack, work: dict[str, Any], given: dict[str, Any], batches: int
-) -> Student:
-    """A loop over a model; what it says is what is expected of all from now on."""
-    directory = stack.enter_context(tempfile.TemporaryDirectory())
-    path = str(Path(directory) / "answers.npy")
-    with ExitStack() as once:
-        (model,) = started(once, ("predictor", work, given))
-        model.ask("record", batches, path)
-    work["recorded"] = path
-    (loop,) = started(stack, ("predictor", work, given))
-    return loop
-
-
 # --- the run -------------------------------------------------------------------------------------
 
 
 def measure(options: Options, say: Callable[[str], None]) -> Measured:
-    """Every group: all lines side by side in every round, whose order is turned each time."""
+    """Every group, one after the other."""
     found = Measured()
     for group in options.groups:
         say(f"{group} ...")
         with group_of(group, options, found.left_out) as turns:
-            samples: dict[str, list[Sample]] = {name: [] for name in turns}
-            for number in range(options.rounds):
-                for name in reversed(turns) if number % 2 else turns:
-                    samples[name].append(turns[name]())
-        found.results[group] = samples
+            found.results[group] = turns_of(turns, options.rounds)
     return found
 
 

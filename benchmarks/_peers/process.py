@@ -99,7 +99,7 @@ def work_of(
         return NOTHING[name]
     answers = np.load(recorded) if recorded else None
     if name == "ResNet-18":
-        batches = images()
+        batches = images(batch_rows)
         feed = "img"
     else:
         mine = sentences(count)[part[0] :: part[1]]

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable
 
 from _teachers import ROOT
 
 from _peers.aims import Sample
 from edl._process import die_with_parent
+
+Turn = Callable[[], Sample]
 
 
 class LeftOut(Exception):
@@ -37,6 +41,10 @@ class Student:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait_until_ready(self) -> None:
         """Raises LeftOut."""
@@ -97,3 +105,26 @@ def together(crowd: Sequence[Student], batches: int) -> Sample:
     elapsed = max(each["ended"] for each in said) - min(each["begun"] for each in said)
     total = batches * len(crowd)
     return Sample(total / elapsed, sum(each["cpu"] for each in said) / total)
+
+
+def turns_of(lines: Mapping[str, Turn], rounds: int) -> dict[str, list[Sample]]:
+    """All lines in turn in every round, in an order that is turned each time."""
+    samples: dict[str, list[Sample]] = {name: [] for name in lines}
+    for number in range(rounds):
+        for name in reversed(list(lines)) if number % 2 else lines:
+            samples[name].append(lines[name]())
+    return samples
+
+
+def recorded(
+    stack: ExitStack, work: dict[str, Any], given: dict[str, Any], batches: int
+) -> Student:
+    """A loop over a model; what it says is what is expected of all from now on."""
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    path = str(Path(directory) / "answers.npy")
+    with ExitStack() as once:
+        (model,) = started(once, ("predictor", work, given))
+        model.ask("record", batches, path)
+    work["recorded"] = path
+    (loop,) = started(stack, ("predictor", work, given))
+    return loop

@@ -174,15 +174,18 @@ class Recorded:
         if not self._answers:
             return True
         expected = self._answers[number % len(self._answers)]
-        near = answer[0].shape == expected.shape and np.abs(answer[0] - expected).max() < 1e-2
-        return bool(near)
+        if answer[0].shape != expected.shape:
+            return False
+        # A GPU adds in another order, and in fewer bits, for another number of rows.
+        near = 1e-2 * max(1.0, float(np.abs(expected).max()))
+        return bool(np.abs(answer[0] - expected).max() < near)
 
 
 #: Ids of a vocabulary, and the most of them in a row.
 WORDS, LONGEST = 8000, 512
 
 
-def images(rows: int = 8, variants: int = 4) -> list[np.ndarray]:
+def images(rows: int, variants: int = 4) -> list[np.ndarray]:
     """Batches for a ResNet."""
     generator = np.random.default_rng(0)
     return [generator.random((rows, 3, 224, 224), dtype=np.float32) for _ in range(variants)]

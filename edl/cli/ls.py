@@ -164,9 +164,17 @@ def _students(one: dict[str, Any]) -> Any:
             _number(record.get("rows_per_second")),
             _number(record.get("want")) or "any",
             record.get("max_teachers") or "",
-            ", ".join(record["teachers"]) or "none",
+            ", ".join(_with_way(record, teacher) for teacher in record["teachers"]) or "none",
         )
     return table
+
+
+def _with_way(record: dict[str, Any], teacher: str) -> str:
+    """A student's teacher, and how tensors travel there, where that is not TCP."""
+    from edl.discovery.records import parse_ways
+
+    way = parse_ways(record.get("ways")).get(teacher, "")
+    return f"{teacher} ({way})" if way not in ("", "tcp") else teacher
 
 
 def _unit(one: dict[str, Any]) -> str:

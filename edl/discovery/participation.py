@@ -105,13 +105,14 @@ def _is_urgent(old: StudentRecord, new: StudentRecord) -> bool:
 
 def _is_news(old: StudentRecord, new: StudentRecord) -> bool:
     """Whether what was measured has changed by more than noise: all teachers together, or one of
-    them by much more, since of many there is always one that differs a little.
+    them by much more, since of many there is always one that differs a little; or the way to one.
     """
     known = old.rates.keys() & new.rates.keys()
     before, after = (sum(record.rates[teacher] for teacher in known) for record in (old, new))
     return (
         differs(old.rows_per_second, new.rows_per_second)
         or bool(new.rates.keys() - old.rates.keys())
+        or old.ways != new.ways
         or differs(before, after)
         or any(differs(old.rates[name], new.rates[name], _NOISE_OF_ONE) for name in known)
     )

@@ -32,7 +32,8 @@ class StudentRecord:
     ``max_teachers``: its limit, None if it has none. ``want``: rows per second that it could use,
     None if it would use any number, 0 if it wants no teacher now. ``rates``: rows per second of
     teachers as it sees them. ``avoid``: teachers that it cannot use at the moment.
-    ``rows_per_second``: what it consumes.
+    ``rows_per_second``: what it consumes. ``ways``: how tensors travel to the teachers that it is
+    connected to, for people: "tcp", "unix socket", "shared memory", "grpc".
     """
 
     max_teachers: Optional[int] = None
@@ -40,6 +41,7 @@ class StudentRecord:
     rates: Mapping[str, float] = field(default_factory=dict)
     avoid: tuple[str, ...] = ()
     rows_per_second: float = 0.0
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self, **extra: Any) -> str:
         """One line for the registry."""
@@ -59,7 +61,14 @@ class StudentRecord:
             {teacher: rate for teacher, item in found if (rate := _within(_LEAST_RATE, item))},
             tuple(sorted(_strings(value.get("avoid")))),
             _within(0.0, value.get("rows_per_second")) or 0.0,
+            parse_ways(value.get("ways")),
         )
+
+
+def parse_ways(value: Any) -> dict[str, str]:
+    """How tensors travel, by teacher, out of ``read_object``; none if that is not said."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {teacher: way for teacher, way in items if isinstance(way, str)}
 
 
 def format_assignment(teachers: frozenset[str]) -> str:

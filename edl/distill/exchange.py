@@ -376,9 +376,9 @@ class Exchange:
                 "models": list(self._roster.models),
                 "unusable": self._roster.problems(),
             }
+            ways = self._ways()
             for name, teacher in stats["teachers"].items():
-                seat = self._seats.get(name)
-                teacher["way"] = seat.client.way if seat is not None and seat.client else ""
+                teacher["way"] = ways.get(name, "")
             outstanding = self._dispatch.pending
         if self._dispatch.in_order:
             return stats
@@ -414,7 +414,13 @@ class Exchange:
             self._dispatch.rates(),
             self._roster.avoided(now),
             0.0 if resting else round(self._demand.rows_per_second, 1),
+            self._ways(),
         )
+
+    def _ways(self) -> dict[str, str]:
+        """How tensors travel to each teacher that is connected. With the lock."""
+        seats = self._seats.items()
+        return {name: seat.client.way for name, seat in seats if seat.client is not None}
 
     # --- what the registry says -------------------------------------------------------------
 

@@ -214,15 +214,11 @@ class TeacherLink:
                 self._desk.link_down(self, client, reason)
 
     def _nearer(self, path: str, description: Description) -> Optional[Client]:
-        """The teacher by its Unix socket at ``path``, unless that was tried in vain before."""
+        """The teacher by its Unix socket at ``path``, unless that did not last before."""
         if not path or path in self._useless:
             return None
-        client = connect_nearer(
-            self.endpoint, path, description, self._wants.token, _CONNECT_WITHIN[-1]
-        )
-        if client is None:
-            self._useless.add(path)
-        return client
+        patience = _CONNECT_WITHIN[-1]
+        return connect_nearer(self.endpoint, path, description, self._wants.token, patience)
 
     def _say_what_is_not_spared(self, plan: Plan) -> None:
         """What travels to or from this teacher although it need not; each once."""

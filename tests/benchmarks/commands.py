@@ -15,7 +15,7 @@ def benchmark(name, *arguments):
     return json.loads(result.stdout)
 
 
-def run(name, *arguments, timeout=110, **environment):
+def run(name, *arguments, timeout=240, **environment):
     return subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)],
         cwd=ROOT,

@@ -136,6 +136,7 @@ def test_aims_are_of_lines_that_are_measured():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(260)
 def test_it_measures_every_line_that_needs_no_installation():
     found = benchmark("peers", "1x28x28", "sentences", "--quick")
     assert all("same host" in line for line in found["left_out"])  # where that cannot be

@@ -19,6 +19,7 @@ from edl.cli.ls import describe, tables
 from edl.discovery import Etcd, Participation, Registration, StudentRecord
 from edl.discovery.embedded import free_port
 from edl.discovery.keys import NODES, RATES
+from edl.discovery.records import format_assignment
 from tests.support.processes import ROOT, edl, eventually
 
 
@@ -62,12 +63,24 @@ def test_ls_json_is_for_programs(etcd_server, populated):
     assert found["leader"]
 
 
+def test_ls_shows_how_tensors_travel():
+    ways = {"10.0.0.1:9000": "shared memory", "10.0.0.2:9000": "tcp"}
+    entries = {
+        "students/s": StudentRecord(ways=ways).to_json(),
+        "assignments/s": format_assignment(frozenset([*ways, "10.0.0.3:9000"])),
+    }
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables({"one": describe(entries)}))
+    shown = "10.0.0.1:9000 (shared memory), 10.0.0.2:9000, 10.0.0.3:9000"
+    assert shown in console.file.getvalue()
+
+
 ODD = [
     "", "[/]", "\x1b[2J", "\ud800", "[" * 100_000, "{", "[1]", "x" * 5000, '"1"', "9" * 5000,
     *(
         f'{{"{name}": {value}}}'
         for name in ("since", "rate", "want", "max_teachers", "rows_per_second", "demand", "idle",
-                     "teachers", "protocol", "device", "hostname", "pid", "info")
+                     "teachers", "protocol", "device", "hostname", "pid", "info", "ways")
         for value in ('"[/b]\\u001b[2J\\ud800"', "9" * 400, "1e999", "NaN", "-1", "true", "null",
                       "[[]]", '["[/]", 3]', '{"a": {}}')
     ),

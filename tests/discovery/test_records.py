@@ -91,6 +91,7 @@ records = st.builds(
     st.dictionaries(st.text(), rates),
     st.sets(st.text()).map(sorted).map(tuple),
     st.floats(0, 1e12),
+    st.dictionaries(st.text(), st.text()),
 )
 
 
@@ -103,6 +104,9 @@ def test_what_is_written_is_what_is_read(record, teachers, rate):
 
 def test_what_is_wrong_takes_nothing_with_it_that_is_right():
     text = (
-        f'{{"max_teachers": {DIGITS * 20}, "want": 5, "rates": {{"a": 1, "b": "x"}}, "avoid": 3}}'
+        f'{{"max_teachers": {DIGITS * 20}, "want": 5, "rates": {{"a": 1, "b": "x"}}, "avoid": 3, '
+        '"ways": {"a": "tcp", "b": 1}}'
     )
-    assert StudentRecord.from_json(text) == StudentRecord(want=5.0, rates={"a": 1.0})
+    assert StudentRecord.from_json(text) == StudentRecord(
+        want=5.0, rates={"a": 1.0}, ways={"a": "tcp"}
+    )

@@ -7,6 +7,7 @@ here: what lies where, and when it is free again. Whatever does not fit travels 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from edl.serving.wire.arena import Allocator, Arena, aligned
 from edl.serving.wire.local import LARGEST_MEMORY, MOST_MEMORIES
 from edl.serving.wire.messages import Room
 from edl.serving.wire.tensor import Place, elem_type_of
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of a request and the room for its answer from which on the detour pays: below, a socket
 #: costs no more. And bytes of a room, beside a large request.
@@ -61,6 +64,7 @@ class _Memory:
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
+        self.works = False  # as far as an answer has shown
         self.arena = Arena.create_fixed(size, "edl-student")
         self._allocator = Allocator(size)
         self._lock = threading.Lock()
@@ -128,8 +132,19 @@ class Lending:
         with self._lock:
             self._closed, self._memory = True, None
 
-    def answered(self, fetches: Sequence[str], rows: int, outputs: Feeds) -> None:
-        """Remember how large the answer to a request of so many ``rows`` is."""
+    def failed(self, loan: Loan) -> None:
+        """The teacher has failed at a request. Perhaps because of where it lies, if none that lies
+        there was answered yet: then there will be no more.
+        """
+        if not loan.memory.works:
+            self.close()
+
+    def answered(
+        self, loan: Optional[Loan], fetches: Sequence[str], rows: int, outputs: Feeds
+    ) -> None:
+        """Remember how large the answer to a request of so many ``rows`` is, wherever it lay."""
+        if loan is not None:
+            loan.memory.works = True
         if not rows:
             return
         nbytes = -(-sum(aligned(array.nbytes) for array in outputs.values()) // rows)
@@ -152,7 +167,11 @@ class Lending:
                 return
             self._asked = True
             self._handed_over += 1
-            memory = _Memory(self._handed_over, room)
+            try:
+                memory = _Memory(self._handed_over, room)
+            except (OSError, ValueError, AttributeError) as error:  # a system that has no memfd
+                logger.info("no memory can be shared with a teacher: %s", error)
+                return
 
         def then(taken: bool) -> None:
             memory.arena.close()

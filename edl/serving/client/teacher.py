@@ -322,8 +322,11 @@ class TeacherClient:
         finally:
             if loan is not None:
                 loan.free()
-        if pending.lent is not None and self._lending is not None and isinstance(answer, dict):
-            self._lending.answered(pending.lent.fetches, pending.lent.rows, answer)
+        if pending.lent is not None and self._lending is not None:
+            if isinstance(answer, dict):
+                self._lending.answered(loan, pending.lent.fetches, pending.lent.rows, answer)
+            elif loan is not None and isinstance(answer, TeacherFailed):
+                self._lending.failed(loan)
         return answer
 
     def _decoded(

@@ -32,6 +32,8 @@ class Predictor(Protocol):
     """Computes outputs from feeds, one call at a time. It raises BadRequest where these are wrong.
 
     Where several models may be under one service, its description has a fingerprint of its own.
+    With an attribute ``fresh_outputs`` that is true it promises that it does not touch outputs once
+    it has returned them: then large ones are copied out while it computes the next batch.
     """
 
     description: Description
@@ -123,6 +125,8 @@ class PaddlePredictor:
     Raises ModelError if the files are not a model that can be served, MissingDependencyError if
     Paddle is not installed.
     """
+
+    fresh_outputs = True
 
     def __init__(self, files: ModelFiles, options: PredictorOptions) -> None:
         paddle = import_paddle("hosting a Paddle model")

@@ -40,6 +40,10 @@ LOADING = "busy: this teacher is still loading its model"
 
 _WATCH_EVERY = 5.0
 
+#: Batches at one worker: the one that it computes, the next, which it gathers meanwhile, and one
+#: that is there when that begins. Only full ones are given ahead of time.
+_BATCHES_AT = 3
+
 
 class Refusal(Exception):
     """A request that gets an error answer: brpc's error code, and a text for people."""
@@ -322,7 +326,7 @@ class Engine:
     def _with_room(self) -> Optional[Worker]:
         """The worker that has least to do, if it can be given a batch."""
         worker = min(self._ready, key=self._batches_at, default=None)
-        return None if worker is None or self._batches_at(worker) > 1 else worker
+        return None if worker is None or self._batches_at(worker) >= _BATCHES_AT else worker
 
     def _batches_at(self, worker: Worker) -> int:
         return len(self._running.get(worker, ()))

@@ -83,9 +83,11 @@ class ServedTeacher:
         """Answer what has been accepted, within ``patience`` seconds, and stop."""
         if not self._thread.is_alive():
             return
+        draining = self._call(self._server.drain())
         try:
-            self._call(self._server.drain()).result(patience)
+            draining.result(patience)
         except concurrent.futures.TimeoutError:
+            draining.cancel()
             self._call(self._server.stop()).result()
         self._end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -17,6 +18,18 @@ from edl.serving.worker import control
 Refs = Mapping[str, Sequence[Any]]
 
 
+#: Bytes to copy from which it is worth a thread's while.
+LARGE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch for the predictor: its feeds, and each request's share of what comes out."""
+
+    feeds: dict[str, np.ndarray]
+    shares: list[Share]
+
+
 def run_batch(
     predictor: Predictor,
     inputs: Arena,
@@ -28,6 +41,18 @@ def run_batch(
     of clients that requests lie in. Raises whatever the predictor raises, and what ``answer_all``
     does.
     """
+    batch = prepare(predictor, inputs, requests, fetches, shared)
+    return answer_all(predictor, batch.feeds, batch.shares)
+
+
+def prepare(
+    predictor: Predictor,
+    inputs: Arena,
+    requests: Sequence[Refs],
+    fetches: Sequence[Sequence[str]],
+    shared: control.Shared,
+) -> Prepared:
+    """Gather a batch, which copies its rows if they are of several requests."""
     specs = predictor.description.feeds
     feeds = control.gather(inputs, requests, specs, shared)
     sequence = next((name for name in feeds if specs[name].pad is not None), None)
@@ -41,14 +66,21 @@ def run_batch(
             if name not in specs
         }
         shares.append(Share(rows, wanted, for_labels, length))
-    return answer_all(predictor, feeds, shares)
+    return Prepared(feeds, shares)
 
 
-def lay_into(
-    outputs: dict[str, np.ndarray], room: Optional[Sequence[int]], shared: control.Shared
+def bytes_to_gather(requests: Sequence[Refs]) -> int:
+    """What ``prepare`` copies: nothing of a single request."""
+    if len(requests) == 1:
+        return 0
+    return sum(control.size_of(ref) for refs in requests for ref in refs.values())
+
+
+def places_in(
+    outputs: dict[str, np.ndarray], room: Optional[Sequence[int]]
 ) -> dict[str, list[Any]]:
-    """Copy a request's outputs into its ``room`` of the client's memory (see ``messages.Room``),
-    and say where each lies; of none, and nothing is copied, if there is no room for all.
+    """Where a request's outputs go in its ``room`` of the client's memory (see ``messages.Room``);
+    empty if there is no room for all.
     """
     if room is None:
         return {}
@@ -60,6 +92,15 @@ def lay_into(
     refs = {}
     for name, array in outputs.items():
         refs[name] = control.tensor_ref(offset, array, number)
-        np.copyto(control.resolve(shared[number], refs[name]), array)
         offset += aligned(array.nbytes)
+    return refs
+
+
+def lay_into(
+    outputs: dict[str, np.ndarray], room: Optional[Sequence[int]], shared: control.Shared
+) -> dict[str, list[Any]]:
+    """Copy a request's outputs to their ``places_in`` its room, and say where each lies."""
+    refs = places_in(outputs, room)
+    for name, ref in refs.items():
+        np.copyto(control.resolve(shared[control.number_of(ref)], ref), outputs[name])
     return refs

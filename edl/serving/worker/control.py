@@ -10,6 +10,7 @@ import math
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
@@ -62,11 +63,14 @@ class Inbox:
 
 
 class Front:
-    """The front process, as its children see it: a blocking socket."""
+    """The front process, as its children see it: a blocking socket. One thread receives, any of
+    them may send.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._inbox = Inbox()
+        self._sending = threading.Lock()
 
     def receive(self) -> Optional[dict[str, Any]]:
         """Its next message; None when it has gone."""
@@ -77,9 +81,21 @@ class Front:
             self._inbox.feed(data)
         return message
 
+    def receive_now(self) -> Optional[dict[str, Any]]:
+        """Its next message, if that is there already."""
+        message = self._inbox.next()
+        if message is None:
+            try:
+                self._inbox.feed(self._socket.recv(READ_SIZE, socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return None
+            message = self._inbox.next()
+        return message
+
     def send(self, message: dict[str, Any]) -> None:
         """Say something to it. Raises OSError if it has gone."""
-        self._socket.sendall(pack(message))
+        with self._sending:
+            self._socket.sendall(pack(message))
 
 
 def ignore_signals() -> None:
@@ -98,6 +114,11 @@ def tensor_ref(offset: int, array: np.ndarray, number: int = 0) -> list[Any]:
     return [*ref, number] if number else ref
 
 
+def size_of(ref: Sequence[Any]) -> int:
+    """Bytes of the array that a message speaks of."""
+    return math.prod(ref[2]) * np.dtype(ref[1]).itemsize
+
+
 def number_of(ref: Sequence[Any]) -> int:
     """The number of the client's memory that a message speaks of; 0 if it is none."""
     return ref[3] if len(ref) > 3 else 0
@@ -106,8 +127,7 @@ def number_of(ref: Sequence[Any]) -> int:
 def resolve(arena: Arena, ref: Sequence[Any]) -> np.ndarray:
     """The array that a message speaks of, as a view of the arena."""
     offset, dtype, shape = ref[:3]
-    kind = np.dtype(dtype)
-    return np.ndarray(shape, kind, arena.view(offset, math.prod(shape) * kind.itemsize))
+    return np.ndarray(shape, np.dtype(dtype), arena.view(offset, size_of(ref)))
 
 
 def feed(inputs: Arena, ref: Sequence[Any], shared: Shared) -> np.ndarray:

@@ -188,7 +188,7 @@ class WorkerProcess:
     def unmap(self, number: int) -> None:
         """See Worker."""
         if number in self._mapped and self._child is not None:
-            self._child.tell({"unmap": number})
+            self._child.tell({"unmap": number}, soon=False)
         self._mapped.discard(number)
 
     def free(self, result: Result) -> None:

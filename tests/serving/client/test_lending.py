@@ -1,5 +1,6 @@
 """What a client lends to a teacher on its machine: where requests lie, and when that is free."""
 
+import resource
 import threading
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_room_for_an_answer_is_as_large_as_the_ones_before_it():
     lends, _ = lending()
     lends.lend({"x": BIG}, ["y"])
     assert lends.lend({"x": BIG}, ["y"]).room is None
-    lends.answered(["y"], 16, {"y": np.zeros((16, 1000), "f4")})
+    lends.answered(None, ["y"], 16, {"y": np.zeros((16, 1000), "f4")})
     room = lends.lend({"x": BIG}, ["y"]).room
     assert 64_000 <= room.size < 66_000
     assert 40_000 <= lends.lend({"x": BIG[:10]}, ["y"]).room.size < 41_000
@@ -105,6 +106,34 @@ def test_strings_and_what_has_no_rows_are_sent():
     assert not taker.sizes
     with pytest.raises(WireError, match="complex"):
         lends.lend({"x": BIG.astype("c8")}, ["y"])
+
+
+def test_memory_in_which_the_first_request_fails_is_not_used_again():
+    lends, taker = lending()
+    lends.lend({"x": BIG}, ["y"])
+    lends.failed(lends.lend({"x": BIG}, ["y"]))
+    assert lends.lend({"x": BIG}, ["y"]) is None
+    assert taker.sizes == [1]
+
+
+def test_memory_in_which_one_was_answered_is_used_whatever_fails_later():
+    lends, _ = lending()
+    lends.lend({"x": BIG}, ["y"])
+    lends.answered(lends.lend({"x": BIG}, ["y"]), ["y"], 16, {"y": BIG})
+    lends.failed(lends.lend({"x": BIG}, ["y"]))
+    assert lends.lend({"x": BIG}, ["y"]) is not None
+
+
+def test_where_no_memory_can_be_made_requests_are_sent():
+    lends, taker = lending()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        assert lends.lend({"x": BIG}, ["y"]) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert lends.lend({"x": BIG}, ["y"]) is None
+    assert not taker.sizes
 
 
 @pytest.fixture

@@ -138,11 +138,12 @@ def test_a_busy_worker_is_given_the_next_batch_only_if_nothing_could_join_it():
         with held(teacher):
             answers = send(client, [1, 2])
             eventually(lambda: waiting(teacher) == 1)
-            answers += send(client, [3, 4, 5, 6])
+            answers += send(client, [3, 4, 5, 6, 7, 8])
             eventually(lambda: waiting(teacher) == 3)
             (batches,) = teacher._server.engine._running.values()
-            assert [len(batch.jobs) for batch in batches] == [1, 2]
-        assert [answer(timeout=60)["prob"][0, 0] for answer in answers] == [2, 4, 6, 8, 10, 12]
+            assert [len(batch.jobs) for batch in batches] == [1, 2, 2]
+        doubled = [answer(timeout=60)["prob"][0, 0] for answer in answers]
+    assert doubled == [2, 4, 6, 8, 10, 12, 14, 16]
 
 
 def test_a_batch_that_was_given_to_a_worker_ahead_of_time_does_not_die_with_it():
