@@ -41,6 +41,8 @@ def qwen3(classes, hidden_size, num_hidden_layers):
 
 def load(checkpoint):
     """The model in a directory that ``save_pretrained`` wrote."""
+    if not Path(checkpoint).is_dir():  # it would be looked for in a hub
+        raise SystemExit(f"there is no directory {checkpoint} with a model")
     model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype="float32")
     model.config._attn_implementation = ATTENTION
     return model

@@ -39,7 +39,10 @@ def parse():
     add("--top_k", type=int, default=64, help="classes of each token; the rest are one more")
     add("--reviews", type=int, default=0, help="use only so many; 0: all")
     add("--save", help="a directory for the student")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.fixed_teacher or args.etcd):
+        parser.error("name teachers with --fixed_teacher, or --etcd")
+    return args
 
 
 def main():

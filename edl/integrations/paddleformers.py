@@ -189,8 +189,11 @@ class TrainingData:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         dropped, self.dropped = self.dropped, 0
+        # Begun before the Trainer restores random numbers, which it does behind the last of those:
+        # in the training that was left, what begins an epoch had been drawn before the checkpoint.
+        batches = iter(self.reader)
         yield from itertools.repeat({}, dropped)
-        yield from self.reader
+        yield from batches
 
 
 class _Checkpoints(TrainerCallback):

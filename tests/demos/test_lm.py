@@ -231,6 +231,16 @@ def test_a_teacher_that_is_not_there_is_said(lm, tmp_path):
     assert output.endswith(f"there is no directory {nowhere} with a teacher\n")
 
 
+def test_so_is_a_student_and_that_on_policy_training_needs_teachers(lm, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SystemExit, match=f"there is no directory {nowhere} with a model"):
+        lm.models.load(nowhere)
+    process = program("on_policy.py", "--teacher", nowhere, "--student", nowhere)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert output.endswith("error: name teachers with --fixed_teacher, or --etcd\n")
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("paddleformers") is not None, reason="PaddleFormers is installed"
 )

@@ -197,6 +197,13 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_happened(
     assert sorted(teacher.asked) == sorted(chain(*resumed.taken))  # nothing that was skipped
 
 
+@pytest.mark.parametrize("batches", [3, 10])
+def test_so_does_one_whose_dataloader_has_workers(tmp_path, teacher, batches):
+    """For these Paddle draws a number when an epoch begins, from the generator that shuffles."""
+    _, resumed, losses = resume(tmp_path, teacher, batches, dataloader_num_workers=2)
+    np.testing.assert_allclose(resumed.losses, losses, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("steps", "batches"), [(2, 6), (3, 10), (4, 13)])
 def test_batches_that_fill_no_step_are_dropped_as_the_trainer_does(
     tmp_path, teacher, steps, batches

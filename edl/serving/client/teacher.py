@@ -223,6 +223,8 @@ class TeacherClient:
         def on_answer(answer: object) -> None:
             if isinstance(answer, TeacherError):
                 logger.info("%s; requests to it travel through its socket", answer)
+            else:
+                logger.info("large requests to %s lie in shared memory", self.endpoint)
             then(not isinstance(answer, TeacherError))
 
         self._send(SHARE_SERVICE, SHARE_METHOD, encode_share(number), on_answer, raw=True, fd=fd)
@@ -364,7 +366,8 @@ class TeacherClient:
 
     def _break(self, error: TeacherError, cause: Optional[BaseException] = None) -> None:
         """Mark the connection as broken, wake whoever is blocked on it, answer everybody."""
-        error.__cause__ = cause
+        # Who keeps the error would keep, by its frames, what was being sent.
+        error.__cause__ = cause.with_traceback(None) if isinstance(cause, OSError) else cause
         with self._lock:
             if self._broken is None:
                 self._broken = error

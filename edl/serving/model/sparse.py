@@ -162,7 +162,8 @@ def _scale(logits: np.ndarray, temperature: float, out: np.ndarray) -> None:
     if temperature == 1.0:
         out[...] = logits
     else:
-        np.divide(logits, np.float32(temperature), out=out, casting="same_kind")
+        single = np.float32  # said, since numpy 1 would divide float16 as such
+        np.divide(logits, single(temperature), out=out, dtype=single, casting="same_kind")
 
 
 def _largest(x: np.ndarray, classes: int, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,6 @@ class Stream:
         if not self.is_local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._recv_into = self._recv_with_fd if self.is_local else sock.recv_into
         self._fd: Optional[int] = None
         self.peer = peer
         self.closed = False
@@ -104,7 +103,7 @@ class Stream:
             return data
         while True:
             try:
-                data = self._socket.recv(size)  # of a Unix socket, this drops file descriptors
+                data = self._recv(size)
             except BlockingIOError:
                 await self._readable(deadline)
             else:
@@ -131,9 +130,8 @@ class Stream:
                 if len(view) >= _READ_AHEAD:
                     received = self._recv_into(view)
                 else:
-                    ahead = memoryview(bytearray(_READ_AHEAD))
-                    received = self._recv_into(ahead)
-                    self._unread = ahead[:received]
+                    self._unread = memoryview(self._recv(_READ_AHEAD))
+                    received = len(self._unread)
             except BlockingIOError:
                 return None
             if not received:
@@ -146,18 +144,30 @@ class Stream:
         view[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
 
-    def _recv_with_fd(self, view: memoryview) -> int:
-        """Receive into ``view``, and a file descriptor that comes along, for ``take_fd``. Room is
-        for one: the system closes what is more. One that nobody took makes room for the next.
-        """
+    def _recv(self, size: int) -> bytes:
+        if not self.is_local:
+            return self._socket.recv(size)
+        data, messages, _, _ = self._socket.recvmsg(size, _ONE_FD, socket.MSG_CMSG_CLOEXEC)
+        self._keep_fd(messages)
+        return data
+
+    def _recv_into(self, view: memoryview) -> int:
+        if not self.is_local:
+            return self._socket.recv_into(view)
         received, messages, _, _ = self._socket.recvmsg_into(
             [view], _ONE_FD, socket.MSG_CMSG_CLOEXEC
         )
+        self._keep_fd(messages)
+        return received
+
+    def _keep_fd(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
+        """Keep a file descriptor that came along, for ``take_fd``. Room is for one: the system
+        closes what is more. One that nobody took makes room for the next.
+        """
         for level, kind, data in messages:
             if (level, kind, len(data)) == (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.size):
                 self._drop_fd()
                 (self._fd,) = _INT.unpack(data)
-        return received
 
     def take_fd(self) -> Optional[int]:
         """The file descriptor that came last, which is the caller's from now on."""

@@ -1,6 +1,9 @@
 """What a client lends to a teacher on its machine: where requests lie, and when that is free."""
 
+import gc
 import resource
+import signal
+import socket
 import threading
 
 import numpy as np
@@ -12,7 +15,7 @@ from edl.serving.client.lending import Lending
 from edl.serving.client.local import connect_nearer, socket_of
 from edl.serving.client.teacher import SHARED_MEMORY, TCP, UNIX_SOCKET
 from edl.serving.wire.local import DESCRIBED, boot_id
-from tests.support.processes import eventually
+from tests.support.processes import eventually, python_teacher
 
 BIG = np.arange(1 << 16, dtype="f4").reshape(16, 4096)
 SPECS = {"x": ((-1,), "float32")}, {"y": ((-1,), "float32")}
@@ -283,3 +286,34 @@ def test_a_socket_that_wants_another_token_is_not_used(model):
         assert connect_nearer(teacher.endpoint, path, said, "wrong", 3.0) is None
         with connect_nearer(teacher.endpoint, path, said, "secret", 3.0) as client:
             assert (client.infer({"x": BIG})["y"] == 2 * BIG).all()
+
+
+def mapped():
+    with open("/proc/self/maps") as lines:
+        return sum("edl-student" in line for line in lines)
+
+
+@pytest.mark.parametrize("sending", [False, True])
+def test_memory_is_free_when_the_connection_ends_and_not_when_garbage_is_collected(sending):
+    gc.collect()
+    before, wrong = mapped(), []
+    gc.disable()
+    try:
+        with python_teacher("Sums") as teacher:
+            client = local_client(teacher)
+            while client.way != SHARED_MEMORY:
+                client.infer({"img": BIG})
+            assert mapped() == before + 1
+            if sending:  # it is found out by who sends
+                teacher.kill(signal.SIGSTOP)
+                client._socket.shutdown(socket.SHUT_WR)
+                client.submit({"img": BIG}, [], wrong.append)
+                eventually(lambda: wrong)
+                assert "sending failed" in str(wrong[0])
+            else:
+                teacher.kill()
+        eventually(lambda: client._broken is not None)
+        client = None
+        eventually(lambda: mapped() == before)
+    finally:
+        gc.enable()

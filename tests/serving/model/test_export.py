@@ -257,7 +257,7 @@ def test_the_command_exports_a_layer_with_its_weights(tmp_path):
     )
     assert (result.returncode, "exported" in result.stdout) == (0, True)
     image = np.ones((2, 1, 28, 28), "f4")
-    with Teacher("--model", tmp_path / "out") as teacher:
+    with Teacher("--model", tmp_path / "out", "--no-local") as teacher:
         from edl.serving import TeacherClient
 
         with TeacherClient(teacher.endpoint) as client:

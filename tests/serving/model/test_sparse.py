@@ -251,3 +251,14 @@ def test_no_rows_have_no_labels(shape):
     assert shapes == {
         "values": (3,), "indices": (3,), "logsumexp": (), "samples": (2,), "target": ()
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("temperature", [0.7, 3.0])
+def test_logits_of_any_precision_are_divided_in_float32(dtype, temperature):
+    """So their labels are those of the same numbers in float32, to the last digit."""
+    logits = np.random.default_rng(0).normal(0, 5, (50, 300)).astype(dtype)
+    form = LabelForm(300, temperature)
+    found, expected = (sparse_labels(x, form) for x in (logits, logits.astype("float32")))
+    for part, array in expected.items():
+        np.testing.assert_array_equal(found[part], array)

@@ -144,3 +144,19 @@ def test_a_limit_that_is_none_is_refused_by_name(field, value):
 def test_an_option_that_cannot_be_is_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
         ServerOptions(**{field: value})
+
+
+def test_what_clients_share_is_a_quarter_each_and_counts_apart_from_what_they_send():
+    budget = Budget(100, shared_size=80)
+    one, other = Guest("one"), Guest("other")
+    assert budget.room_to_share(one) == 20
+    budget.take_shared(one, 15)
+    assert (budget.room_to_share(one), budget.room_to_share(other)) == (5, 20)
+    guests = [Guest(str(number)) for number in range(3)]
+    for guest in guests:
+        budget.take_shared(guest, 20)
+    assert budget.room_to_share(other) == 5, "all of them have a limit, too"
+    assert budget.take_block(other, 100), "requests have a memory of their own"
+    budget.give_shared(one, 15)
+    assert budget.room_to_share(other) == 20
+    assert Budget(100).room_to_share(other) == 0
