@@ -1,7 +1,7 @@
 """Many students, or many connections, of one process: what many.py puts in front of a teacher.
 
-    python _crowd.py students '{"endpoint": ..., "number": 50}'
-    python _crowd.py connections '{"endpoint": ..., "number": 2000}'
+    python -m _crowd students '{"endpoint": ..., "number": 50}'
+    python -m _crowd connections '{"endpoint": ..., "number": 2000}'
 
 say "ready". Students then measure for each line ``[seconds, pause]`` on standard input: each asks
 one batch after the other, and waits so many seconds after each answer, from its own thread. Idle
@@ -38,7 +38,7 @@ def students(endpoint: str, number: int) -> None:
         ]
         for pool in pools:
             ask(pool, 0)
-        print("ready", flush=True)
+        print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
             seconds, pause = json.loads(line)
             print(json.dumps(ask_all(pools, seconds, pause)), flush=True)
@@ -54,7 +54,7 @@ def ask_all(pools: list, seconds: float, pause: float) -> list[list[float]]:
         try:
             time.sleep(random.random() * pause)
             count = 0
-            while time.perf_counter() < until:
+            while not count or time.perf_counter() < until:
                 begun = time.perf_counter()
                 ask(pools[index], count)
                 latencies[index].append(time.perf_counter() - begun)
@@ -99,7 +99,7 @@ def connections(endpoint: str, number: int) -> None:
             body_size, _ = frame.parse_header(header)
             receive_exactly(conn, memoryview(bytearray(body_size)))
             held.append(conn)
-        print("ready", flush=True)
+        print(json.dumps("ready"), flush=True)
         for _ in sys.stdin:
             print(json.dumps(sum(map(is_open, held))), flush=True)
 

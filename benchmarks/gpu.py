@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from _networks import FRAMEWORKS
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=200, help="of a turn, all students together")
     parser.add_argument("--students", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     wanted = [options.framework] if options.framework else list(FRAMEWORKS)
     framework, name = find(wanted, options.device)
@@ -104,8 +105,8 @@ def main() -> None:
     )
     if options.json:
         said = {"device": name, "framework": framework, "layers": options.layers, "lines": found}
-        print(json.dumps({**said, "batch": options.batch, "rounds": options.rounds}, indent=1))
-        return
+        said |= {"batch": options.batch, "rounds": options.rounds}
+        options.json.write_text(json.dumps(said, indent=1))
     table = Table(
         "", title=f"ResNet-{options.layers}, {framework}, batches of {options.batch}, {name}"
     )

@@ -23,21 +23,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
+from _children import Child
 from _footprint import children, footprint
 from _peers.students import sample, started
-from _teachers import ROOT, teachers
+from _teachers import teachers
 from rich.console import Console
 from rich.table import Table
-
-from edl._process import die_with_parent
 
 HOST = ["--python", "_peers.models:digits", "--cpu-threads", "1"]
 WORK = {"name": "1x28x28"}
@@ -46,51 +43,13 @@ PER_PROCESS = 50
 PAUSE = 0.5
 
 
-@dataclass
-class Crowd:
-    """A process with many students, or many idle connections: see _crowd.py."""
-
-    process: subprocess.Popen
-
-    def ask(self, *question: Any) -> Any:
-        self.tell(*question)
-        return self.hear()
-
-    def tell(self, *question: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> Any:
-        """Raises SystemExit if it has failed."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a process of the crowd has failed: see above")
-        return json.loads(line)
-
-
 @contextmanager
-def crowd(kind: str, endpoint: str, number: int) -> Iterator[Crowd]:
-    """Such a process, which is ready."""
-    given = json.dumps({"endpoint": endpoint, "number": number})
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "_crowd.py", kind, given],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT / "benchmarks",
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-    )
-    assert process.stdout is not None
-    try:
-        if process.stdout.readline() != "ready\n":
-            raise SystemExit("a process of the crowd did not start: see above")
-        yield Crowd(process)
-    finally:
-        process.kill()
-        process.communicate()
+def crowd(kind: str, endpoint: str, number: int) -> Iterator[Child]:
+    """A process with so many students, or idle connections, that is ready."""
+    child = Child("_crowd", kind, json.dumps({"endpoint": endpoint, "number": number}))
+    with closing(child):
+        child.wait_until_ready()
+        yield child
 
 
 @contextmanager
@@ -248,7 +207,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=2000)
     parser.add_argument("--teachers", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=5.0, help="that each line takes")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     unknown = set(options.parts) - set(COLUMNS)
     if unknown:
@@ -262,10 +221,9 @@ def main() -> None:
     for part in options.parts or COLUMNS:
         measure, most = measures[part]
         found[part] = measure(most, options.seconds)
-        if not options.json:
-            Console(width=None if sys.stdout.isatty() else 120).print(table(part, found[part]))
+        Console(width=None if sys.stdout.isatty() else 120).print(table(part, found[part]))
     if options.json:
-        print(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

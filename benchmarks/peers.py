@@ -1,6 +1,6 @@
 """EDL beside what people would use instead: Ray, gRPC, ZeroMQ, Paddle Serving, sockets.
 
-python benchmarks/peers.py [GROUP ...] [--rounds N] [--seconds S] [--json] [--no-peers] [--quick]
+python benchmarks/peers.py [GROUP ...] [--rounds N] [--seconds S] [--no-peers] [--quick]
 
 One table, one run, everything in turn in every round. A line is a whole pipeline in a process of
 its own: batches in, the answers of a model that does nothing out, in order, every one checked
@@ -35,15 +35,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from _children import NotReady
 from _original import make_original_environment, run_original
-from _peers.aims import Outcome, Sample, aims, judge, spread
+from _peers.aims import Outcome, Results, Sample, aims, judge, spread
 from _peers.environments import with_package, with_paddle_serving
-from _peers.lines import GROUPS, HOSTED, HTTP, LOOP, ORIGINAL, UNITS, lines, students
-from _peers.students import LeftOut, Turn, recorded, sample, started, together, turns_of
+from _peers.lines import GROUPS, HOSTED, LOOP, ORIGINAL, UNITS, lines, students
+from _peers.students import Turn, recorded, sample, started, together, turns_of
 from _peers.work import LONGEST, NOTHING, filled_up, sentences
 from _teachers import ROOT, teachers
 from rich.console import Console
@@ -63,53 +65,43 @@ class Options:
     model_batches: int
 
 
-@dataclass
-class Measured:
-    """What was found: the samples by group and line, and what is left out with the reason."""
-
-    results: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-
-
 # --- models that do nothing ----------------------------------------------------------------------
 
 
 @contextmanager
 def nothing(group: str, options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
     """The turns of a group with a model that does nothing."""
-    predictor, together = HOSTED[group]
-    arguments = ["--python", f"_peers.models:{predictor}", "--max-batch-rows", str(together)]
+    predictor, rows = HOSTED[group]
+    arguments = ["--python", f"_peers.models:{predictor}", "--max-batch-rows", str(rows)]
     turns: dict[str, Turn] = {}
     with teachers(2, arguments) as endpoints, ExitStack() as stack:
         for line in lines(group, endpoints, options.peers):
             try:
                 python = environment(line.package)
                 spec = (line.pipeline, {"name": group}, line.options, python)
-                (student,) = started(stack, spec)
-            except LeftOut as reason:
+                (child,) = started(stack, spec)
+            except NotReady as reason:
                 left_out.append(f"{group}, {line.name}: {reason}")
                 continue
-            turns[line.name] = lambda student=student: sample(student.ask("for", options.seconds))
-            if line.name == HTTP and group != "row" and options.peers:
-                turns |= original(group, options, left_out)
+            turns[line.name] = lambda child=child: sample(child.ask("for", options.seconds))
+        if options.peers and group in ("3x224x224", "1x28x28"):
+            turns |= original(group, options, left_out)
         yield turns
 
 
 def environment(package: str) -> str:
-    """The Python that has the package; ours, if none is needed. Raises LeftOut."""
+    """The Python that has the package; ours, if none is needed. Raises NotReady."""
     if not package:
         return sys.executable
     python = with_paddle_serving() if package == "serving" else with_package(package)
     if python is None:
-        raise LeftOut(f"{package} could not be installed")
+        raise NotReady(f"{package} could not be installed")
     return python
 
 
 def original(group: str, options: Options, left_out: list[str]) -> dict[str, Turn]:
     """The original's turn. Its predictor transfers nothing: all this costs is its pipeline."""
     work = NOTHING[group]
-    if work.feed != "img":
-        return {}
     if not make_original_environment():
         left_out.append(f"{group}, {ORIGINAL}: paddle_edl could not be installed")
         return {}
@@ -145,7 +137,7 @@ def exported(name: str) -> Iterator[str]:
 
 
 @contextmanager
-def resnet(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
+def resnet(options: Options) -> Iterator[dict[str, Turn]]:
     """The turns with a ResNet-18: the loop, one student, several."""
     work: dict[str, Any] = {"name": "ResNet-18", "batch_rows": UNITS["ResNet-18"][1]}
     with exported("resnet18") as model, ExitStack() as stack:
@@ -162,7 +154,7 @@ def resnet(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
 
 
 @contextmanager
-def ragged(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
+def ragged(options: Options) -> Iterator[dict[str, Turn]]:
     """The turns with rows of different length: the loop over batches, and a crowd's requests."""
     rows, count = 32, options.requests
     work: dict[str, Any] = {"name": "sentences", "count": count}
@@ -192,37 +184,27 @@ def ragged(options: Options, left_out: list[str]) -> Iterator[dict[str, Turn]]:
 # --- the run -------------------------------------------------------------------------------------
 
 
-def measure(options: Options, say: Callable[[str], None]) -> Measured:
-    """Every group, one after the other."""
-    found = Measured()
-    for group in options.groups:
-        say(f"{group} ...")
-        with group_of(group, options, found.left_out) as turns:
-            found.results[group] = turns_of(turns, options.rounds)
-    return found
-
-
-def group_of(group: str, options: Options, left_out: list[str]) -> Any:
+def measure(group: str, options: Options, left_out: list[str]) -> dict[str, list[Sample]]:
+    """By line, the samples of all rounds."""
     if group in HOSTED:
-        return nothing(group, options, left_out)
-    return (ragged if group == "sentences" else resnet)(options, left_out)
+        lines_of = nothing(group, options, left_out)
+    else:
+        lines_of = ragged(options) if group == "sentences" else resnet(options)
+    with lines_of as turns:
+        return turns_of(turns, options.rounds)
 
 
-def result_table(found: Measured, rounds: int) -> Table:
-    title = f"{platform.machine()}, {os.cpu_count()} cores, medians of {rounds} rounds"
-    table = Table("group", "what", title=title)
+def result_table(group: str, samples: dict[str, list[Sample]]) -> Table:
+    table = Table(group)
     for name in ("a second", "time of each", "CPU of each", "spread"):
         table.add_column(name, justify="right")
-    for group, samples in found.results.items():
-        unit, rows = UNITS[group]
-        for name, turns in samples.items():
-            rate = statistics.median(each.rate for each in turns)
-            cpu = statistics.median(each.cpu for each in turns)
-            table.add_row(
-                group, name, f"{rate * rows:,.0f} {unit}", in_words(1 / rate), in_words(cpu),
-                f"{spread([each.rate for each in turns]):.0%}",
-            )  # fmt: skip
-        table.add_section()
+    unit, rows = UNITS[group]
+    for name, turns in samples.items():
+        rate = statistics.median(each.rate for each in turns)
+        cpu = statistics.median(each.cpu for each in turns)
+        width = spread([each.rate for each in turns])
+        each_takes = (in_words(1 / rate), in_words(cpu))
+        table.add_row(name, f"{rate * rows:,.0f} {unit}", *each_takes, f"{width:.0%}")
     return table
 
 
@@ -244,26 +226,28 @@ def in_words(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:,.0f} us"
 
 
-def as_json(found: Measured, outcomes: Sequence[Outcome], options: Options) -> dict[str, Any]:
+def as_json(
+    results: Results, outcomes: Sequence[Outcome], left_out: list[str], rounds: int
+) -> dict[str, Any]:
     """Everything; rates are batches or requests a second, CPU is in seconds."""
     return {
         "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "rounds": options.rounds,
+        "rounds": rounds,
         "results": {
             group: {
                 name: {"rate": [each.rate for each in turns], "cpu": [each.cpu for each in turns]}
                 for name, turns in samples.items()
             }
-            for group, samples in found.results.items()
+            for group, samples in results.items()
         },
         "aims": [
             {"group": aim.group, "line": aim.line, "what": aim.what, "limit": aim.limit,
              "at_most": aim.at_most, "value": value, "spread": width, "met": met}
             for aim, value, width, met in outcomes
         ],
-        "left_out": found.left_out,
+        "left_out": left_out,
     }  # fmt: skip
 
 
@@ -274,7 +258,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.6, help="that a turn takes")
     parser.add_argument("--no-peers", action="store_true", help="only what needs no installation")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--json", type=Path, help="write every round's figures there, too")
     parser.add_argument("--quick", action="store_true", help="whether it runs; figures mean little")
     arguments = parser.parse_args()
     unknown = set(arguments.groups) - set(GROUPS)
@@ -291,16 +275,20 @@ def main() -> None:
         model_batches=4 if quick else max(8, round(40 * arguments.seconds)),
     )
     console = Console(width=None if sys.stdout.isatty() else 130)
-    found = measure(options, Console(stderr=True).print)
-    judged = [aim for aim in aims(options.crowd) if aim.group in options.groups]
-    outcomes = [judge(aim, found.results) for aim in judged]
-    if arguments.json:
-        print(json.dumps(as_json(found, outcomes, options), indent=1))
-        return
-    console.print(result_table(found, options.rounds))
+    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+    console.print(f"{cores}, medians of {options.rounds} rounds; the order is turned in each")
+    results: dict[str, dict[str, list[Sample]]] = {}
+    left_out: list[str] = []
+    for group in options.groups:
+        results[group] = measure(group, options, left_out)
+        console.print(result_table(group, results[group]))
+    outcomes = [judge(aim, results) for aim in aims(options.crowd) if aim.group in results]
     console.print(aim_table(outcomes))
-    for line in found.left_out:
+    for line in left_out:
         console.print(f"left out: {line}", markup=False)
+    if arguments.json:
+        said = as_json(results, outcomes, left_out, options.rounds)
+        arguments.json.write_text(json.dumps(said, indent=1))
 
 
 if __name__ == "__main__":

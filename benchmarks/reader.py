@@ -2,9 +2,10 @@
 
 python benchmarks/reader.py [--rounds N] [--no-original]
 
-One table, one run, everything in turn: DistillReader with 1, 2 and 4 teacher processes that answer
-at once; TeacherPool with one, by ``map`` and by one ``infer`` after the other; a bare socket round
-trip of the same bytes; and the original, paddle_edl 0.3.1, in a virtual environment of its own
+One table, one run, everything in turn: DistillReader with 1, 2 and 4 stubs, processes that answer
+at once with what they have ready, and with one real ``edl teacher`` whose model does nothing;
+TeacherPool with one stub, by ``map`` and by one ``infer`` after the other; a bare socket round trip
+of the same bytes; and the original, paddle_edl 0.3.1, in a virtual environment of its own
 (made on first use) with its predictor replaced by one that costs nothing and transfers nothing, one
 predict worker per teacher. Batches of 32; medians over the rounds. "CPU" is the student process's
 own CPU time per batch (for the original of its main process only, start included: its workers are
@@ -17,10 +18,12 @@ import argparse
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 
 import numpy as np
 from _nothing import Peer, bare_round_trip
 from _original import make_original_environment, run_original
+from _teachers import teachers
 from rich.console import Console
 from rich.table import Table
 
@@ -29,15 +32,15 @@ from edl.distill import DistillReader, TeacherPool
 BATCH = 32
 SHAPES = {(1, 28, 28): 3000, (3, 224, 224): 120}  # shape: batches per round
 LABELS = {(1, 28, 28): 10, (3, 224, 224): 1000}
+MODELS = {(1, 28, 28): "digits", (3, 224, 224): "images"}
 
 
-def run_reader(shape: tuple, peers: list[Peer], count: int) -> tuple[float, float]:
+def run_reader(shape: tuple, endpoints: list[str], count: int) -> tuple[float, float]:
     """(seconds per batch, CPU seconds per batch); the first tenth is not counted."""
     image, label = np.zeros((BATCH, *shape), np.float32), np.zeros(BATCH, np.int64)
     skip = count // 10
     source = ((image, label) for _ in range(count + skip))
-    teachers = [peer.endpoint for peer in peers]
-    with DistillReader(["img", "label"], ["prob"], source, teachers) as reader:
+    with DistillReader(["img", "label"], ["prob"], source, endpoints) as reader:
         for number, _ in enumerate(reader):
             if number == skip - 1:
                 started, cpu = time.perf_counter(), time.process_time()
@@ -87,12 +90,20 @@ def main() -> None:
         labels = np.random.default_rng(0).random((BATCH, LABELS[shape]), dtype=np.float32)
         peers = [Peer(labels) for _ in range(4)]
         actions = {"bare socket round trip": lambda s=shape, p=peers, c=count: run_bare(s, p[0], c)}
-        for number in (1, 2, 4):
-            actions[f"DistillReader, {number} teachers"] = (
-                lambda s=shape, p=peers[:number], c=count: run_reader(s, p, c)
+        real = ExitStack()
+        stubs = [peer.endpoint for peer in peers]
+        hosted = ["--python", f"_peers.models:{MODELS[shape]}", "--max-batch-rows", str(BATCH)]
+        for name, endpoints in {
+            "1 stub": stubs[:1],
+            "2 stubs": stubs[:2],
+            "4 stubs": stubs,
+            "1 edl teacher": real.enter_context(teachers(1, hosted)),
+        }.items():
+            actions[f"DistillReader, {name}"] = lambda s=shape, e=endpoints, c=count: run_reader(
+                s, e, c
             )
         for by in ("map", "infer"):
-            actions[f"TeacherPool.{by}, 1 teacher"] = lambda s=shape, p=peers[0], c=count, by=by: (
+            actions[f"TeacherPool.{by}, 1 stub"] = lambda s=shape, p=peers[0], c=count, by=by: (
                 run_pool(s, p, c, by)
             )
         if original:
@@ -118,6 +129,7 @@ def main() -> None:
                 f"{(times[-1] - times[0]) / median:.0%}",
             )
         table.add_section()
+        real.close()
         for peer in peers:
             peer.close()
     Console(width=110).print(table)

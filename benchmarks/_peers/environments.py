@@ -5,6 +5,7 @@ Each is made on first use; what cannot be installed here is left out, with a lin
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import venv
@@ -17,6 +18,7 @@ PEERS = Path(os.environ.get("EDL_PEERS_VENV", ROOT / ".venv-peers"))
 SERVING = Path(os.environ.get("EDL_SERVING_VENV", ROOT / ".venv-serving"))
 
 
+@functools.cache
 def with_package(package: str) -> Optional[str]:
     """The Python of an environment that has this package of the index; None if it cannot be."""
     python = PEERS / "bin/python"
@@ -30,6 +32,7 @@ def with_package(package: str) -> Optional[str]:
     return str(python)
 
 
+@functools.cache
 def with_paddle_serving() -> Optional[str]:
     """The Python of an environment with Paddle Serving, which scripts/paddle-serving makes."""
     installed = SERVING / ".installed"

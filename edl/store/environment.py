@@ -8,11 +8,16 @@ Backend for OpenLDAP", 2011.)
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
+
+import numpy as np
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
@@ -25,10 +30,25 @@ _DATA = "data.mdb"
 _FIRST_MAP = 64 << 20
 _MOST_READERS = 1024
 
+#: Bytes from which on a record is asked of the disk at once, rather than page by page. (For small
+#: ones, which are read here and there, reading ahead would be in vain.)
+_LARGE = 64 << 10
+_MADV_WILLNEED = 3
+_libc = ctypes.CDLL(None)
+
 #: Environments that this process has open: LMDB must not open one twice, because its locks are the
 #: process's and closing one copy would end those of the other. By real path, with their users.
 _open: dict[str, Environment] = {}
 _opening = threading.RLock()
+
+
+def _begin_anew() -> None:
+    """In a process that was forked: whoever has held the lock is not here."""
+    global _opening  # noqa: PLW0603
+    _opening = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 class Environment:
@@ -104,21 +124,24 @@ class Environment:
         """Call ``take(key, record)`` for each of the keys that is here. The record is a view, which
         is of no use afterwards.
         """
-        with self._resizing, self._begin(self._labels) as transaction:
-            for key in keys:
-                record = transaction.get(key)
+        with self._reading(self._labels) as transaction:
+            found = [(key, transaction.get(key)) for key in keys]
+            for _, record in found:
+                if record is not None and len(record) >= _LARGE:
+                    _will_need(record)
+            for key, record in found:
                 if record is not None:
                     take(key, record)
 
     def has(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those of the keys that are here."""
-        with self._resizing, self._begin(self._labels) as transaction:
+        with self._reading(self._labels) as transaction:
             return {key for key in keys if transaction.get(key) is not None}
 
     def kinds(self) -> dict[bytes, Kind]:
         """By id. Those that cannot be read, as of a later format, are left out."""
         found = {}
-        with self._resizing, self._begin(self._kinds) as transaction:
+        with self._reading(self._kinds) as transaction:
             for name, text in transaction.cursor():
                 try:
                     found[bytes(name)] = Kind.parse(bytes(text))
@@ -134,7 +157,7 @@ class Environment:
         while True:
             page: list[tuple[bytes, bytes]] = []
             nbytes = 0
-            with self._resizing, self._begin(self._labels) as transaction:
+            with self._reading(self._labels) as transaction:
                 cursor = transaction.cursor()
                 more = cursor.set_range(start) if start else cursor.first()
                 while more and nbytes < 16 << 20 and cursor.key()[: len(prefix)] == prefix:
@@ -149,12 +172,21 @@ class Environment:
     def sizes(self) -> dict[bytes, tuple[int, int]]:
         """Records and their bytes, by the kind's id."""
         found: dict[bytes, tuple[int, int]] = {}
-        with self._resizing, self._begin(self._labels) as transaction:
+        with self._reading(self._labels) as transaction:
             for key, record in transaction.cursor():
                 kind = bytes(key[:KIND])
                 rows, nbytes = found.get(kind, (0, 0))
                 found[kind] = rows + 1, nbytes + len(record)
         return found
+
+    @contextlib.contextmanager
+    def _reading(self, table: Any) -> Iterator[Any]:
+        """A transaction. Raises StoreError for what LMDB cannot make sense of."""
+        try:
+            with self._resizing, self._begin(table) as transaction:
+                yield transaction
+        except self._lmdb.Error as error:
+            raise StoreError(f"{self.path} cannot be read: {error}") from error
 
     def _begin(self, table: Any) -> Any:
         try:
@@ -201,7 +233,7 @@ class Environment:
     @property
     def count(self) -> int:
         """How many records it has."""
-        with self._resizing, self._begin(self._labels) as transaction:
+        with self._reading(self._labels) as transaction:
             return int(transaction.stat(self._labels)["entries"])
 
     def damaged(self) -> list[bytes]:
@@ -213,9 +245,22 @@ class Environment:
             if not checked(key, record) or key[:KIND] not in kinds
         ]
 
-    def close(self) -> None:
-        """For ``release``."""
+    def forget(self) -> None:
+        """In a forked process: the parent's is not ours. Takes no lock, which may be held there."""
         self._env.close()
+
+    def close(self) -> None:
+        """For ``release``. What reads is waited for: what it reads is unmapped."""
+        with self._resizing:
+            self._env.close()
+
+
+def _will_need(record: Any) -> None:
+    """Let the system read a part of the map (see madvise(2)); nothing happens if it is there."""
+    octets = np.frombuffer(record, np.uint8)
+    start = octets.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    length = octets.ctypes.data + octets.nbytes - start
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
 
 
 def open_environment(path: Path, *, sealed: bool = False, create: bool = False) -> Environment:
@@ -226,7 +271,7 @@ def open_environment(path: Path, *, sealed: bool = False, create: bool = False) 
     with _opening:
         found = _open.get(name)
         if found is not None and found.pid != os.getpid():
-            found.close()  # the parent's: its memory, but nothing of its file, is here
+            found.forget()  # the parent's: its memory, but nothing of its file, is here
             del _open[name]
             found = None
         if found is None:

@@ -5,6 +5,8 @@
 ``NAME.live/``    of the one process that has made it, where machines share the file system: LMDB
                   cannot be written, or be read while it is written, by two machines
 ``NAME.sealed/``  a ``live`` one that is finished: it does not change any more, and all read it
+``machines``      a file that is there when several machines use the store: then nobody uses
+                  ``shared``, also where the disk is a machine's own
 ``in-use``        locked, shared, by all who have the store open
 ================  ================================================================================
 """
@@ -22,7 +24,7 @@ from typing import IO, Optional
 from edl.errors import StoreError
 
 SHARED, LIVE, SEALED = "shared", ".live", ".sealed"
-_OWNER, _IN_USE = "owner", "in-use"
+_OWNER, _IN_USE, _MACHINES = "owner", "in-use", "machines"
 
 #: File systems that are one machine's own.
 _LOCAL = {
@@ -34,6 +36,22 @@ _LOCAL = {
 def is_local(path: Path) -> bool:
     """Whether the file system of ``path`` is this machine's own, as far as is known."""
     return _filesystem(path) in _LOCAL
+
+
+def is_of_one_machine(directory: Path) -> bool:
+    """Whether all who use a store are on this machine, as far as is known. If not, the others are
+    told, of whom one may have the disk.
+    """
+    if is_local(directory) and not (directory / _MACHINES).exists():
+        return True
+    share(directory)
+    return False
+
+
+def share(directory: Path) -> None:
+    """Let it be known that several machines use the store."""
+    with contextlib.suppress(OSError):
+        (directory / _MACHINES).touch()
 
 
 def _filesystem(path: Path) -> str:

@@ -21,7 +21,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Optional, Union
 
@@ -80,8 +80,12 @@ class Kind:
 
     @cached_property
     def text(self) -> str:
-        """The kind as one line of JSON, always the same for the same kind."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The kind as one line of JSON, always the same for the same kind. What is as usual is left
+        out, so that a later format may say more, and what was stored before is found all the same.
+        """
+        usual = {item.name: item.default for item in fields(self)}
+        said = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        return json.dumps(said, sort_keys=True)
 
     @cached_property
     def id(self) -> bytes:
@@ -96,8 +100,8 @@ class Kind:
             columns = [
                 Column(**{**each, "shape": tuple(each["shape"])}) for each in said["columns"]
             ]
-            names = ("feeds", "sequences", "unfed", "keyed_by", "rounded")
-            kind = cls(**{**said, "columns": tuple(columns), **{n: tuple(said[n]) for n in names}})
+            lists = {name: tuple(each) for name, each in said.items() if isinstance(each, list)}
+            kind = cls(**{**said, **lists, "columns": tuple(columns)})
             for column in columns:
                 np.dtype(column.dtype)
         except (ValueError, TypeError, KeyError) as error:
@@ -237,27 +241,26 @@ class Gathered:
         self.rows = rows
         self.width = width
         self.columns: dict[str, np.ndarray] = {}
+        count = sum(len(column.open) for column in kind.columns)
+        self._sizes = struct.Struct(f"<{count}I")
+        self._sizes_at = kind.head - self._sizes.size
         self._targets: list[_Target] = []
-        self._fitting: dict[tuple[int, ...], Optional[list[int]]] = {}
+        self._slices: dict[tuple[int, ...], _Slices] = {}
 
     def put(self, row: int, record: Any) -> bool:
         """Copy a record's columns to a row; false if they do not fit there."""
-        head = self.kind.head
-        count = sum(len(column.open) for column in self.kind.columns)
-        if len(record) < head:
+        if len(record) < self.kind.head:
             return False
-        sizes = struct.unpack_from(f"<{count}I", record, head - 4 * count)
+        sizes = self._sizes.unpack_from(record, self._sizes_at)
         if not self._targets:
             self.allocate(sizes)
-        if sizes not in self._fitting:
-            self._fitting[sizes] = self._fit(sizes)
-        plan = self._fitting[sizes]
-        if plan is None or head + sum(plan) != len(record):
+        slices = self._slices.get(sizes)
+        if slices is None:
+            slices = self._slices[sizes] = self._slices_of(sizes)
+        if slices.length != len(record):
             return False
-        start = head
-        for target, size in zip(self._targets, plan):
-            target.copy(row, record[start : start + size])
-            start += size
+        for target, part in slices.parts:
+            target.copy(row, record[part])
         return True
 
     def allocate(self, sizes: Sequence[int]) -> None:
@@ -278,17 +281,25 @@ class Gathered:
             for column in self.kind.columns
         ]
 
-    def _fit(self, sizes: Sequence[int]) -> Optional[list[int]]:
-        """Bytes of each column in a record with such sizes; None if it has no place here."""
-        left = list(sizes)
-        plan = []
+    def _slices_of(self, sizes: Sequence[int]) -> _Slices:
+        """Where the columns are in a record with such sizes."""
+        left, start, parts = list(sizes), self.kind.head, []
         for target in self._targets:
             shape = [left.pop(0) if size < 0 else size for size in target.column.shape]
             nbytes = target.nbytes(shape)
             if nbytes is None:
-                return None
-            plan.append(nbytes)
-        return plan
+                return _Slices(-1, [])
+            parts.append((target, slice(start, start + nbytes)))
+            start += nbytes
+        return _Slices(start, parts)
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """The parts of a record of this ``length`` and where they go; -1: it has no place here."""
+
+    length: int
+    parts: list[tuple[_Target, slice]]
 
 
 class _Target:

@@ -28,8 +28,8 @@ _COMMIT_EVERY, _COMMIT_BYTES = 1.0, 64 << 20
 _MOST_WAITING = 512 << 20
 
 
-#: What a label may take on the disk at most, times its own bytes: pages are not all full.
-_OVERHEAD = 2
+#: What labels take on the disk, times their own bytes, while a store is filled: pages are not full.
+_OVERHEAD = 3
 
 
 @dataclass
@@ -60,9 +60,9 @@ class LabelStore:
     several threads; a forked process opens its own.
 
     ``limit``: bytes on the disk, of all processes together, from which on nothing more is added.
-    ``local``: whether the directory is on a disk of this machine alone; None: see for yourself.
-    Where it is, all processes share one environment. Where machines share the file system, each
-    process fills one of its own, which others read when it is sealed: see :meth:`seal`.
+    ``local``: whether all who use it are on this machine; None: that is seen by the file system,
+    and by what others say. If so, they share one environment. Otherwise each process fills one of
+    its own, which others read when it is sealed: see :meth:`seal`.
 
     Raises StoreError for a directory that is none, or holds what a later EDL has written, and
     MissingDependencyError without lmdb and xxhash.
@@ -80,7 +80,9 @@ class LabelStore:
         self._pid = os.getpid()
         self._limit = limit
         self._held = places.hold(self.directory)
-        self._local = places.is_local(self.directory) if local is None else local
+        self._local = places.is_of_one_machine(self.directory) if local is None else local
+        if local is False:
+            places.share(self.directory)
         self._lock = threading.Condition()
         self._own: Optional[Environment] = None
         self._owner: Optional[IO[bytes]] = None
@@ -111,8 +113,15 @@ class LabelStore:
         """Look for environments that others have sealed since."""
         paths = places.sealed_ones(self.directory)
         shared = None if self._local else places.shared_one(self.directory)
-        paths += [shared] if shared is not None else []
         with self._lock:
+            if shared is not None and shared not in self._left_out:
+                self._left_out.add(shared)
+                logger.warning(
+                    "%s is of one machine, and left out: edl labels compact %s there lets others "
+                    "read it",
+                    shared,
+                    self.directory,
+                )
             for path in self._others.keys() - set(paths):  # they were put together
                 release(self._others.pop(path))
             for path in paths:
@@ -121,8 +130,12 @@ class LabelStore:
                 try:
                     self._others[path] = open_environment(path, sealed=True)
                 except StoreError as error:
-                    self._left_out.add(path)
-                    logger.warning("its labels are left out: %s", error)
+                    self._leave_out(path, error)
+
+    def _leave_out(self, path: Path, error: StoreError) -> None:
+        if path not in self._left_out and not self._ended:
+            self._left_out.add(path)
+            logger.warning("its labels are left out: %s", error)
 
     def kinds(self) -> list[Kind]:
         """The kinds of labels that there are."""
@@ -162,8 +175,12 @@ class LabelStore:
             (record,) = labels.row(index).records()
             take(key, memoryview(record))
         for environment in self.environments():
-            if wanted:
+            if not wanted:
+                break
+            try:
                 environment.read(list(wanted), take)
+            except StoreError as error:
+                self._leave_out(environment.path, error)
         return found
 
     def environments(self) -> list[Environment]:

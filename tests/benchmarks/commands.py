@@ -8,11 +8,11 @@ import sys
 from tests.support.processes import ROOT
 
 
-def benchmark(name, *arguments):
-    """The JSON that ``benchmarks/NAME.py ARGUMENTS --json`` prints."""
-    result = run(name, *arguments, "--json")
+def benchmark(name, path, *arguments):
+    """What ``benchmarks/NAME.py ARGUMENTS --json PATH`` prints, and writes."""
+    result = run(name, *arguments, "--json", path)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return result.stdout, json.loads(path.read_text())
 
 
 def run(name, *arguments, timeout=240, **environment):

@@ -7,10 +7,11 @@ from tests.benchmarks.commands import benchmark, run
 
 @pytest.mark.slow
 @pytest.mark.timeout(260)
-def test_it_measures_the_service_beside_the_loop():
+def test_it_measures_the_service_beside_the_loop(tmp_path):
     size = ["--layers", 18, "--batch", 2, "--batches", 2, "--students", 2, "--rounds", 1]
-    found = benchmark("gpu", "--device", "cpu", *size)
+    shown, found = benchmark("gpu", tmp_path / "json", "--device", "cpu", *size)
     assert found["device"]
+    assert found["device"][:20] in shown
     assert found["framework"] == "paddle"
     assert list(found["lines"]) == [
         "loop in one process", "edl teacher, 1 student", "edl teacher, 2 students"

@@ -7,9 +7,10 @@ from tests.benchmarks.commands import benchmark, run
 
 @pytest.mark.slow
 @pytest.mark.timeout(260)
-def test_it_measures_each_part():
+def test_it_measures_each_part(tmp_path):
     size = ["--students", 4, "--connections", 50, "--teachers", 2, "--seconds", 0.4]
-    found = benchmark("many", *size)
+    shown, found = benchmark("many", tmp_path / "json", *size)
+    assert all(f"many {part}" in shown for part in found)
     students, connections, teachers = (found[part] for part in found)
     assert [(line["students"], line["pause"]) for line in students] == [
         (1, 0.5), (1, 0.0), (4, 0.5), (4, 0.0),

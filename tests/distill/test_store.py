@@ -17,7 +17,7 @@ from edl.serving import ServerOptions, serve
 from edl.serving.server.hosting import ServedTeacher
 from edl.serving.worker.handles import WorkerThread
 from tests.support.predictors import Texts
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, python_teacher
 
 ROWS, WIDTH, BATCHES = 8, 6, 10
 
@@ -120,6 +120,60 @@ def test_teachers_that_end_after_the_first_epoch_are_not_missed(tmp_path):
         assert_same(first, read(reader))
         assert reader.stats()["models"] == ["model:a"]
         assert reader.stats()["rows"] == 3 * ROWS * BATCHES
+
+
+def test_losses_are_the_same_to_the_bit_without_teachers(tmp_path):
+    import paddle
+
+    def losses(reader, after_first=lambda: None):
+        paddle.seed(0)
+        student = paddle.nn.Linear(WIDTH, 3)
+        optimizer = paddle.optimizer.SGD(0.01, parameters=student.parameters())
+        found = []
+        with reader:
+            for epoch in range(3):
+                for img, _, prob in reader:
+                    out = student(paddle.to_tensor(img))
+                    loss = paddle.nn.functional.mse_loss(out, paddle.to_tensor(prob))
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.clear_grad()
+                    found.append(float(loss))
+                if not epoch:
+                    after_first()
+        return found
+
+    with python_teacher("Triple") as one, python_teacher("Triple") as two:
+        teachers = [one.endpoint, two.endpoint]
+        expected = losses(DistillReader(["img", "label"], ["prob"], images, teachers))
+
+        def kill():
+            one.kill()
+            two.kill()
+
+        reader = reader_of(tmp_path, one, two, no_teacher_timeout=1)
+        assert losses(reader, after_first=kill) == expected
+
+
+def test_teachers_may_be_killed_while_half_of_each_batch_is_known(tmp_path):
+    def every_third_row():
+        for img, label in images(60):
+            yield img[::3].copy(), label[::3]
+
+    with python_teacher("Triple") as one, python_teacher("Triple") as two:
+        with reader_of(tmp_path, one, source=every_third_row) as reader:
+            read(reader)
+        with reader_of(
+            tmp_path, one, two, source=lambda: images(60), teacher_batch_size=2
+        ) as reader:
+            for number, ((img, _), (got, _, prob)) in enumerate(zip(images(60), reader)):
+                np.testing.assert_array_equal(got, img)
+                np.testing.assert_allclose(prob[:, 2], 3 * img.sum(axis=1), rtol=1e-6)
+                if number == 5:
+                    one.kill()
+            assert reader.stats()["store"]["hits"] == 60 * 3
+    with reader_of(tmp_path, source=lambda: images(60)) as reader:
+        assert len(read(reader)) == 60
 
 
 def test_a_reader_without_teachers_reads_what_there_is(tmp_path):
@@ -483,7 +537,12 @@ with reader:
 """
 
 
-def test_two_ranks_fill_one_store_and_ask_each_label_once(tmp_path):
+@pytest.mark.parametrize("machines", ["one", "two"])
+def test_two_ranks_fill_one_store_and_ask_each_label_once(tmp_path, machines):
+    if machines == "two":
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "machines").touch()
+
     def ranks(endpoint):
         return [
             subprocess.Popen(
@@ -591,6 +650,18 @@ def test_damaged_labels_are_asked_for_again(tmp_path):
         with reader_of(tmp_path) as reader:
             assert_same(first, read(reader))
             assert reader.stats()["store"]["damaged"] == 0
+
+
+def test_a_reader_may_be_left_and_closed_in_the_midst_of_looking_up(tmp_path):
+    with counting() as teacher:
+        with reader_of(tmp_path, teacher) as reader:
+            whole = read(reader)
+        for number in range(30):
+            with reader_of(tmp_path, teacher) as reader:
+                iterator = iter(reader)
+                assert_same(whole[: number % 3], [next(iterator) for _ in range(number % 3)])
+        with reader_of(tmp_path) as reader:
+            assert_same(whole, read(reader))
 
 
 def test_a_program_that_ends_without_closing_keeps_its_labels(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edl.errors import StoreError
 from edl.store import LabelStore
 from edl.store.environment import open_environment, release
+from edl.store.maintenance import compact
 from edl.store.records import Column, Gathered, Kind, Labels, checked
 from tests.support.processes import ROOT
 
@@ -150,6 +151,7 @@ def test_what_is_drawn_belongs_to_its_epoch():
 def test_a_kind_is_the_same_when_it_is_read_again():
     assert Kind.parse(TOKENS.text) == TOKENS
     assert Kind.parse(TOKENS.text).id == TOKENS.id
+    assert KIND.id.hex() == "c261c3535541d9e1"  # of stores that there are
     with pytest.raises(StoreError, match="no kind of labels"):
         Kind.parse('{"model": 1}')
 
@@ -383,6 +385,29 @@ def test_machines_that_share_a_file_system_read_what_others_have_sealed(tmp_path
         added(one, [2])
     with LabelStore(tmp_path, local=False) as three:
         assert_has(three, [1, 2])
+
+
+def test_what_one_machine_has_filled_is_read_by_others_once_it_is_compacted(tmp_path, caplog):
+    with LabelStore(tmp_path) as store:
+        added(store, [1])
+    with LabelStore(tmp_path, local=False) as store:
+        assert not store.recall(KIND, rows([1])[0]).hits.any()
+    assert "is of one machine, and left out" in caplog.text
+    compact(tmp_path)
+    with LabelStore(tmp_path, local=False) as store:
+        assert_has(store, [1])
+
+
+def test_who_has_the_disk_is_told_that_others_use_it(tmp_path):
+    with LabelStore(tmp_path, local=False) as elsewhere, LabelStore(tmp_path) as here:
+        added(elsewhere, [1])
+        added(here, [2])
+        elsewhere.seal()
+        here.seal()
+        here.refresh()
+        elsewhere.refresh()
+        assert_has(here, [1, 2])
+        assert_has(elsewhere, [1, 2])
 
 
 def test_one_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):

@@ -28,6 +28,18 @@ class Sums:
         return {"prob": np.stack([total, 2 * total], axis=1)}
 
 
+class Triple:
+    """prob: for each row of ``img`` its sum, once, twice and three times."""
+
+    description = Description(
+        {"img": TensorSpec((-1,), "float32")}, {"prob": TensorSpec((3,), "float32")}
+    )
+
+    def run(self, feeds, fetches):
+        total = feeds["img"].sum(axis=1, keepdims=True)
+        return {"prob": total * np.arange(1, 4, dtype="float32")}
+
+
 class Images(Sums):
     """The same for images of three dimensions."""
 
