@@ -24,6 +24,10 @@ RAW = b"RAWB"
 #: Soft labels for a batch.
 LABELS = np.random.default_rng(0).random((32, 1000), dtype=np.float32)
 
+#: For as many rows as a teacher computes together.
+_MANY = np.tile(LABELS, (2, 1))
+_DIGITS = np.ascontiguousarray(_MANY[:, :10])
+
 
 class Nothing:
     """A predictor that does nothing, for ``edl teacher --python _nothing:Nothing``."""
@@ -34,7 +38,19 @@ class Nothing:
 
     def run(self, feeds: dict, fetches: list) -> dict:
         """The labels, whatever the images."""
-        return {"prob": LABELS[: len(feeds["img"])]}
+        return {"prob": _MANY[: len(feeds["img"])]}
+
+
+class Digits:
+    """The same for ten classes."""
+
+    description = Description(
+        {"img": TensorSpec((-1, -1, -1), "float32")}, {"prob": TensorSpec((10,), "float32")}
+    )
+
+    def run(self, feeds: dict, fetches: list) -> dict:
+        """The labels, whatever the images."""
+        return {"prob": _DIGITS[: len(feeds["img"])]}
 
 
 class Peer:

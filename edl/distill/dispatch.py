@@ -50,6 +50,7 @@ from edl.distill.state import (
 from edl.distill.windows import Window
 from edl.errors import BatchRefused, ReaderError
 
+_TOGETHER = 256 << 10  # bytes of tasks that are sent, or read, at a time
 _KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
 
 
@@ -80,16 +81,39 @@ class Dispatch(Generic[Payload]):
     # --- the source -------------------------------------------------------------------------
 
     def wants_input(self) -> bool:
-        """Whether to read the source: there is room at the teachers, and volume is wanted."""
-        if self.high or (self._batches and self._held_bytes >= self.limits.max_bytes):
+        """Whether to go on reading the source: volume is wanted, and there is room at the teachers
+        for it, or will be soon.
+        """
+        if self.high or self.full:
             return False
         if not self._waiting:
             return True
-        room = sum(
-            max(0, teacher.window.size - len(teacher.in_flight))
-            for teacher in self.teachers.values()
-        )
-        return len(self._waiting) <= room
+        _, room, ahead = self._room()
+        return len(self._waiting) <= max(room, ahead)
+
+    def needs_input(self) -> bool:
+        """Whether a source that was not wanted is wanted again: later than ``wants_input`` says so
+        while teachers are busy, since its reader is worth waking for more than one small batch.
+        """
+        if self.high or self.full:
+            return False
+        if not self._waiting:
+            return True
+        total, room, ahead = self._room()
+        waiting = len(self._waiting)
+        return waiting <= ahead / 2 or (4 * room >= total and waiting <= room)
+
+    def _room(self) -> tuple[int, int, int]:
+        """Tasks that may be in flight, how many more there may be now, and how many may wait
+        without being large.
+        """
+        total = room = ahead = 0
+        for teacher in self.teachers.values():
+            window = teacher.window
+            total += window.size
+            room += max(0, window.size - len(teacher.in_flight))
+            ahead += min(window.size // 2, int(_TOGETHER / max(1.0, window.nbytes)))
+        return total, room, ahead
 
     @property
     def full(self) -> bool:
@@ -153,10 +177,11 @@ class Dispatch(Generic[Payload]):
         """Tasks that no teacher has yet."""
         return len(self._waiting)
 
-    def payload(self, task: Task) -> Optional[Payload]:
-        """What ``add`` was given for this task's batch; None if it is no longer wanted."""
-        batch = self._batches.get(task.batch)
-        return batch.payload if batch else None
+    def payload(self, task: Task) -> Payload:
+        """What ``add`` was given for the batch of a task that ``next_tasks`` has just returned."""
+        payload = self._batches[task.batch].payload
+        assert payload is not None, "a batch that is an error has no tasks"
+        return payload
 
     @property
     def ready(self) -> bool:
@@ -298,6 +323,21 @@ class Dispatch(Generic[Payload]):
         task.sent_to[name] = now
         self.counters.tasks_sent += 1
         return task
+
+    def next_tasks(self, name: str, now: float) -> list[Task]:
+        """The same for as many as are sent together: small ones, up to this teacher's share of
+        those that wait. Empty if there is none.
+        """
+        tasks: list[Task] = []
+        able = sum(teacher.has_room(now) for teacher in self.teachers.values())
+        share, nbytes = len(self._waiting) / max(1, able), 0.0
+        while not tasks or (len(tasks) < share and nbytes < _TOGETHER):
+            task = self.next_task(name, now)
+            if task is None:
+                break
+            tasks.append(task)
+            nbytes += self._bytes_of(task.id)
+        return tasks
 
     def preferred(self, names: Iterable[str], now: float) -> list[str]:
         """Those of ``names`` with room for a task, by who would be done first with it."""

@@ -531,17 +531,15 @@ class Exchange:
             io.append(lambda: logger.warning("teacher %s is gone: %s", name, reason))
         return io
 
-    def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
+    def wait_for_tasks(self, link: TeacherLink, client: Client) -> Union[list[Work], Instead]:
         """See Desk."""
         name, ask_at = link.endpoint, time.monotonic() + _ASK_AGAIN_EVERY
         with self._lock:
             seat = self._seats.get(name)
             while seat is not None and seat.client is client:
-                task = self._dispatch.next_task(name, time.monotonic())
-                if task is not None:
-                    batch = self._dispatch.payload(task)
-                    assert batch is not None
-                    return task, batch
+                tasks = self._dispatch.next_tasks(name, time.monotonic())
+                if tasks:
+                    return [(task, self._dispatch.payload(task)) for task in tasks]
                 teacher = self._dispatch.teachers.get(name)
                 if self._roster.held[name].retiring and not (teacher and teacher.in_flight):
                     return Instead.LEAVE
@@ -642,7 +640,7 @@ class Exchange:
         dispatch = self._dispatch
         if dispatch.ready:
             self._student.notify()
-        if dispatch.wants_input() if dispatch.in_order else self._has_room():
+        if dispatch.needs_input() if dispatch.in_order else self._has_room():
             self._source.notify()
         if self._idle and dispatch.pending:
             now = time.monotonic()

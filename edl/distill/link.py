@@ -105,8 +105,8 @@ class Desk(Protocol):
         but does not fit the reader.
         """
 
-    def wait_for_task(self, link: TeacherLink, client: Client) -> Union[Work, Instead]:
-        """The next task for this teacher, or what to do instead."""
+    def wait_for_tasks(self, link: TeacherLink, client: Client) -> Union[list[Work], Instead]:
+        """The next tasks for this teacher, or what to do instead."""
 
     def weighed(self, client: Client, task: Task, work: int) -> None:
         """A task of sequences, which is sent to the teacher now, has so many tokens."""
@@ -279,31 +279,45 @@ class TeacherLink:
     def _send_tasks(self, client: Client, plan: Plan, is_the_same: Callable[[], bool]) -> None:
         fetches = plan.fetch_names()
         while True:
-            work = self._desk.wait_for_task(self, client)
+            work = self._desk.wait_for_tasks(self, client)
             if work is Instead.ASK_AGAIN and is_the_same():
                 continue
             if isinstance(work, Instead):
                 return
-            task, batch = work
             try:
-                span = plan.span(batch, task.start, task.stop)
-                feeds = plan.feed(batch, task.start, task.stop, span, task.made)
-                label_feeds = plan.label_feeds(batch, task.start, task.stop, span)
-            except SourceError as error:
-                self._desk.rejected(client, task, error)
-                continue
-            except Exception as error:  # whatever converting the user's data may raise
-                logger.exception("rows %d to %d cannot be fed", task.start, task.stop)
-                self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
-                continue
-            if span.length:
-                self._desk.weighed(client, task, span.work)
-            try:
-                reply = _Reply(self._desk, client, task, plan, label_feeds, span)
-                client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply)
-            except WireError as error:
-                self._desk.rejected(client, task, SourceError(str(error)))
-            del work, task, batch, feeds, label_feeds, reply  # nothing is held while it waits
+                while work:  # what is sent is not held while the next waits
+                    self._send(client, plan, fetches, *work.pop(0), more=bool(work))
+            finally:
+                client.flush()
+
+    def _send(
+        self,
+        client: Client,
+        plan: Plan,
+        fetches: list[str],
+        task: Task,
+        batch: Columns,
+        more: bool,
+    ) -> None:
+        """Send a task, or report that it cannot be sent. ``more``: another one follows."""
+        try:
+            span = plan.span(batch, task.start, task.stop)
+            feeds = plan.feed(batch, task.start, task.stop, span, task.made)
+            label_feeds = plan.label_feeds(batch, task.start, task.stop, span)
+        except SourceError as error:
+            self._desk.rejected(client, task, error)
+            return
+        except Exception as error:  # whatever converting the user's data may raise
+            logger.exception("rows %d to %d cannot be fed", task.start, task.stop)
+            self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
+            return
+        if span.length:
+            self._desk.weighed(client, task, span.work)
+        try:
+            reply = _Reply(self._desk, client, task, plan, label_feeds, span)
+            client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply, more)
+        except WireError as error:
+            self._desk.rejected(client, task, SourceError(str(error)))
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:

@@ -378,6 +378,51 @@ def test_the_window_grows_while_the_volume_is_low_and_shrinks_when_it_is_high():
     assert teacher.window.size <= max(1, before)
 
 
+def test_small_tasks_are_given_out_together_to_each_teacher_its_share():
+    dispatch = dispatch_with("a", "b", min_window=8, max_window=8)
+    add(dispatch, *"abcdef")
+    given = [[task.id for task in dispatch.next_tasks(name, 0.0)] for name in "abab"]
+    assert given == [[0, 1, 2], [3, 4], [5], []]
+
+
+def test_large_tasks_are_given_out_one_by_one():
+    dispatch = dispatch_with("a", min_window=8, max_window=8)
+    add(dispatch, *"abc", nbytes=1 << 20)
+    assert [[task.id for task in dispatch.next_tasks("a", 0.0)] for _ in range(3)] == [
+        [0],
+        [1],
+        [2],
+    ]
+
+
+def test_no_more_tasks_are_given_out_together_than_there_is_room_for():
+    dispatch = dispatch_with("a", min_window=2, max_window=2)
+    add(dispatch, *"abcdef")
+    assert len(dispatch.next_tasks("a", 0.0)) == 2
+
+
+def test_a_source_of_small_batches_is_woken_for_several_of_them():
+    dispatch = dispatch_with("a", min_window=8, max_window=8)
+    read = 0
+    while dispatch.wants_input():
+        add(dispatch, "x")
+        read += 1
+        dispatch.next_tasks("a", 0.0)
+    assert read == 8 + 4 + 1, "a window, half of one ahead, and the one that is too much"
+    in_flight = [dispatch._tasks[task_id] for task_id in dispatch.teachers["a"].in_flight]
+    woken_at = None
+    for count, task in enumerate(in_flight):
+        assert not dispatch.needs_input()
+        answer(dispatch, "a", task, 0.1)
+        dispatch.take()
+        dispatch.next_tasks("a", 0.1)
+        if dispatch.needs_input():
+            woken_at = count + 1
+            break
+    assert woken_at == 3
+    assert dispatch.wants_input()
+
+
 def test_leaving_an_epoch_forgets_its_batches_and_ignores_their_answers():
     dispatch = dispatch_with("a")
     add(dispatch, "old")

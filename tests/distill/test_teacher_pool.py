@@ -268,7 +268,8 @@ def test_map_reads_no_further_than_teachers_have_room(sums_teacher):
         for number in range(300):
             check(next(answers), rows(number))
             ahead.append(len(read) - number - 1)
-        assert max(ahead) <= 8 + 16 + 2
+        limits = Limits()
+        assert max(ahead) <= 1.5 * limits.max_window + limits.high_batches + 2
         answers.close()
         eventually(lambda: pool.stats()["outstanding"] == 0)
         check(pool.infer({"img": rows(1)}), rows(1))

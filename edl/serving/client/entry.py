@@ -29,8 +29,13 @@ class Client(Protocol):
     def way(self) -> str:
         """See TeacherClient.way; to a pipeline it is "grpc"."""
 
-    def submit(self, feeds: Mapping[str, Any], fetches: Any, on_answer: OnAnswer) -> int:
+    def submit(
+        self, feeds: Mapping[str, Any], fetches: Any, on_answer: OnAnswer, more: bool = False
+    ) -> int:
         """See TeacherClient.submit."""
+
+    def flush(self) -> None:
+        """See TeacherClient.flush."""
 
     def infer(self, feeds: Mapping[str, Any], fetches: Any = (), timeout: float = 60.0) -> Outputs:
         """See TeacherClient.infer."""

@@ -74,7 +74,11 @@ class PipelineClient:
         self._call = self._channel.unary_unary(f"/{SERVICE}/{METHOD}")
 
     def submit(
-        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], on_answer: OnAnswer
+        self,
+        feeds: Mapping[str, np.ndarray],
+        fetches: Sequence[str],
+        on_answer: OnAnswer,
+        more: bool = False,
     ) -> int:
         """See TeacherClient.submit. The pipeline answers all its fetches whatever is asked for."""
         request = encode_request(feeds, self._form)
@@ -89,6 +93,9 @@ class PipelineClient:
         else:
             call.add_done_callback(lambda _: self._done(number, list(fetches)))
         return number
+
+    def flush(self) -> None:
+        """See TeacherClient.flush. Nothing waits for more here."""
 
     def infer(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0

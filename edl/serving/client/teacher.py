@@ -57,6 +57,9 @@ OnAnswer = Callable[[Answer], None]
 _FIRST_RESERVATION = 64 << 20
 _INBOX_SIZE = 64 << 10
 
+#: Bytes of frames that wait for more, at most: with more, a system call costs little of it.
+_HELD_BYTES = 256 << 10
+
 #: Bytes of a request from which on a server may find it too large.
 _LARGE_REQUEST = 16 << 20
 
@@ -116,6 +119,7 @@ class TeacherClient:
         self._proven_size = 0  # of the largest request that was answered
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._held: list[Buffer] = []  # frames that wait for more
         self._broken: Optional[TeacherError] = None
         self._receiver = threading.Thread(
             target=self._receive_all, name=f"edl-receive-{endpoint}", daemon=True
@@ -123,16 +127,25 @@ class TeacherClient:
         self._receiver.start()
 
     def submit(
-        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], on_answer: OnAnswer
+        self,
+        feeds: Mapping[str, np.ndarray],
+        fetches: Sequence[str],
+        on_answer: OnAnswer,
+        more: bool = False,
     ) -> int:
-        """Send a request; ``on_answer`` gets the outputs or a TeacherError, exactly once.
+        """Send a request; ``on_answer`` gets the outputs or a TeacherError, exactly once. ``more``:
+        another one follows, or :meth:`flush`, and what is small waits for it.
 
         Returns the correlation id (for :meth:`forget`). Blocks while the teacher does not take
         the bytes, for at most ``send_timeout``; closing the client from another thread ends that.
         ``on_answer`` runs on the receiving thread and must be quick. Raises WireError if an array
         cannot travel.
         """
-        return self._submit(feeds, fetches, on_answer)
+        return self._submit(feeds, fetches, on_answer, more)
+
+    def flush(self) -> None:
+        """Send what has waited for more."""
+        self._transmit([])
 
     def infer(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str] = (), timeout: float = 60.0
@@ -200,18 +213,22 @@ class TeacherClient:
         return SHARED_MEMORY if self._lending.in_use else UNIX_SOCKET
 
     def _submit(
-        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], on_answer: OnAnswer
+        self,
+        feeds: Mapping[str, np.ndarray],
+        fetches: Sequence[str],
+        on_answer: OnAnswer,
+        more: bool = False,
     ) -> int:
-        if self._lending is None:
+        if self._lending is None or self._broken is not None:  # nothing is lent any more
             payload = encode_request(feeds, fetches)
-            return self._send(SERVICE, METHOD, payload, on_answer, raw=False)
+            return self._send(SERVICE, METHOD, payload, on_answer, raw=False, more=more)
         loan = self._lending.lend(feeds, fetches)
         places, room = ({}, None) if loan is None else (loan.places, loan.room)
         rows = max((array.shape[0] for array in feeds.values() if array.ndim), default=0)
         try:
             payload = encode_request(feeds, fetches, places, room)
             lent = _Lent(fetches, rows, loan)
-            return self._send(SERVICE, METHOD, payload, on_answer, raw=False, lent=lent)
+            return self._send(SERVICE, METHOD, payload, on_answer, False, lent, more=more)
         except WireError:
             if loan is not None:
                 loan.free()
@@ -238,8 +255,9 @@ class TeacherClient:
         raw: bool,
         lent: Optional[_Lent] = None,
         fd: Optional[int] = None,
+        more: bool = False,
     ) -> int:
-        """Send a frame; ``fd``: a file descriptor that goes with it."""
+        """Send a frame; ``fd``: a file descriptor that goes with it. ``more``: see submit."""
         with self._lock:
             correlation_id = next(self._ids)
             broken = self._broken
@@ -252,11 +270,23 @@ class TeacherClient:
         meta = frame.RequestMeta(service, method, correlation_id, authentication=self._credential)
         try:
             buffers = frame.encode_frame(meta, payload)
-            with self._send_lock:
-                send_all(self._socket, buffers, fd)
         except WireError:
             self.forget(correlation_id)
             raise
+        self._transmit(buffers, fd, more)
+        return correlation_id
+
+    def _transmit(
+        self, buffers: list[Buffer], fd: Optional[int] = None, more: bool = False
+    ) -> None:
+        """Send a frame behind those that are held back, or hold it back as well."""
+        try:
+            with self._send_lock:
+                self._held += buffers
+                if more and fd is None and size_of(self._held) < _HELD_BYTES:
+                    return
+                buffers, self._held = self._held, []
+                send_all(self._socket, buffers, fd)
         except BlockingIOError as error:  # SO_SNDTIMEO has passed
             self._break(TeacherTimeout(self.endpoint, "it takes no more bytes"), error)
         except OSError as error:
@@ -264,7 +294,6 @@ class TeacherClient:
         except BaseException as error:  # perhaps with half a frame sent
             self._break(self._lost(f"sending failed: {type(error).__name__}: {error}"), error)
             raise
-        return correlation_id
 
     def _receive_all(self) -> None:
         try:

@@ -151,19 +151,15 @@ class Batcher(Generic[T]):
         return oldest if full else oldest + self._max_wait
 
     def _is_full(self, group: list[Waiting[T]]) -> bool:
-        rows = longest = 0
-        for waiting in group:
-            rows += waiting.rows
-            longest = max(longest, waiting.length)
-            if not self._fits(rows + 1, longest):
-                return True
-        return False
+        some = group[: self._max_rows]  # enough, as each has a row at least
+        rows = sum([waiting.rows for waiting in some])
+        return not self._fits(rows + 1, max([waiting.length for waiting in some]))
 
     def _fits(self, rows: int, *lengths: int) -> bool:
         """Whether so many rows, filled up to the longest, are within the limits of a batch."""
-        tokens = rows * max(lengths)
-        within = self._max_tokens is None or tokens <= self._max_tokens
-        return rows <= self._max_rows and within
+        if rows > self._max_rows:
+            return False
+        return self._max_tokens is None or rows * max(lengths) <= self._max_tokens
 
     def _left(self, client: Hashable) -> None:
         self._length -= 1

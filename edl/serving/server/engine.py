@@ -44,6 +44,9 @@ _WATCH_EVERY = 5.0
 #: that is there when that begins. Only full ones are given ahead of time.
 _BATCHES_AT = 3
 
+#: Lists of so many fetches of which it is remembered what they come to.
+_MOST_REMEMBERED, _MOST_FETCHES = 256, 32
+
 
 class Refusal(Exception):
     """A request that gets an error answer: brpc's error code, and a text for people."""
@@ -129,6 +132,7 @@ class Engine:
         self._rate = Rate()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._tasks: set[asyncio.Task] = set()
+        self._asked: dict[tuple[str, ...], Asked] = {}
         self.loaded = False
         self.description = Description({}, {})
         metrics.queued_requests.set_function(lambda: len(batcher))
@@ -220,7 +224,9 @@ class Engine:
         """
         if not self.loaded:
             raise Refusal(frame.ELIMIT, LOADING)
-        job.fetches, job.rows, job.length = check_request(self.description, request)
+        asked = self._read_fetches(tuple(request.fetches))
+        job.fetches = asked.fetches
+        job.rows, job.length = check_feeds(self.description, asked.feeds, request)
         if not job.rows:
             return Outputs(self._no_rows(job.fetches), _nothing)
         if self._batcher.is_full(job.client):
@@ -229,9 +235,19 @@ class Engine:
             raise Refusal(frame.ELIMIT, self._broken)
         placed = {name: self._place(job, name, array) for name, array in request.feeds.items()}
         own = {name: array for name, array in placed.items() if name in self.description.feeds}
-        fetches = [resolve(self.description, name)[0] for name in job.fetches]
-        job.key = batch_key(own, fetches, self.description.feeds)
+        job.key = batch_key(own, asked.outputs, self.description.feeds)
         return None
+
+    def _read_fetches(self, names: tuple[str, ...]) -> Asked:
+        """See ``read_fetches``; most requests ask for the same."""
+        asked = self._asked.get(names)
+        if asked is None:
+            asked = read_fetches(self.description, names)
+            if len(self._asked) >= _MOST_REMEMBERED:
+                self._asked.clear()
+            if len(names) <= _MOST_FETCHES:
+                self._asked[names] = asked
+        return asked
 
     def _enqueue(self, job: Job, again: bool = False) -> None:
         key = id(job) if job.suspect else job.key
@@ -310,18 +326,16 @@ class Engine:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        while (worker := self._with_room()) is not None:
-            due = self._batcher.due()
-            if due is None:
-                return
+        while len(self._batcher) and (worker := self._with_room()) is not None:
             now, idle = loop.time(), worker not in self._running
-            if due > now:
-                self._timer = loop.call_at(due, self._dispatch) if idle else None
-                return
             jobs = self._batcher.take(now, ahead=not idle)
-            if not jobs:
-                return
-            self._compute(worker, jobs, now)
+            if jobs:
+                self._compute(worker, jobs, now)
+                continue
+            due = self._batcher.due()
+            if idle and due is not None:
+                self._timer = loop.call_at(due, self._dispatch)
+            return
 
     def _with_room(self) -> Optional[Worker]:
         """The worker that has least to do, if it can be given a batch."""
@@ -472,18 +486,35 @@ def _lent(jobs: Sequence[Job]) -> Optional[Lent]:
     return Lent(memories, [job.room for job in jobs]) if memories else None
 
 
-def check_request(description: Description, request: Request) -> tuple[list[str], int, int]:
-    """The outputs a request wants, its number of rows, and the tokens of each (see
-    ``sequence_length``).
-
-    Raises Refusal that names the feed or fetch that is wrong, and what was expected.
+@dataclass(frozen=True)
+class Asked:
+    """What a list of fetches comes to: without what was said twice, the feeds that it takes, and
+    the model's own outputs.
     """
-    fetches = list(dict.fromkeys(request.fetches)) or list(description.fetches)
+
+    fetches: list[str]
+    feeds: dict[str, TensorSpec]
+    outputs: list[str]
+
+
+def read_fetches(description: Description, names: Sequence[str]) -> Asked:
+    """Raises Refusal that names the fetch that is wrong. None: all that there are."""
+    fetches = list(dict.fromkeys(names)) or list(description.fetches)
     try:
-        wanted = {**description.feeds, **_label_feeds(description, fetches)}
+        feeds = {**description.feeds, **_label_feeds(description, fetches)}
         output_specs(description, fetches)
     except ConfigError as error:
         raise _refusal(str(error)) from None
+    return Asked(fetches, feeds, [resolve(description, name)[0] for name in fetches])
+
+
+def check_feeds(
+    description: Description, wanted: Mapping[str, TensorSpec], request: Request
+) -> tuple[int, int]:
+    """A request's number of rows, and the tokens of each (see ``sequence_length``).
+
+    Raises Refusal that names the feed that is wrong, and what was expected.
+    """
     for name in request.feeds:
         if name not in wanted:
             raise _refusal(f"unknown feed {name!r}; this teacher's feeds: {_names(wanted)}")
@@ -507,7 +538,7 @@ def check_request(description: Description, request: Request) -> tuple[list[str]
         length = sequence_length(request.feeds, wanted)
     except ValueError as error:
         raise _refusal(str(error)) from None
-    return fetches, rows.pop(), length
+    return rows.pop(), length
 
 
 def _label_feeds(description: Description, fetches: list[str]) -> dict[str, TensorSpec]:

@@ -76,9 +76,10 @@ def server_narrows(description: Description) -> bool:
 
 def mismatch(spec: TensorSpec, array: np.ndarray) -> str:
     """The same as ``spec.mismatch``, for an array that may be narrower."""
-    if array.dtype.name != spec.dtype and widens(array.dtype.name, spec.dtype):
-        spec = TensorSpec(spec.shape, array.dtype.name)
-    return spec.mismatch(array)
+    wrong = spec.mismatch(array)
+    if wrong and widens(array.dtype.name, spec.dtype):
+        return TensorSpec(spec.shape, array.dtype.name).mismatch(array)
+    return wrong
 
 
 def widened_bytes(spec: TensorSpec, array: np.ndarray) -> int:

@@ -153,9 +153,8 @@ class WorkerProcess:
         """See Worker."""
         child, outputs = self._child, self._outputs
         if child is None or outputs is None:
-            asyncio.get_running_loop().call_soon(
-                on_done, WorkerDied("the worker process has ended")
-            )
+            died = WorkerDied("the worker process has ended")
+            asyncio.get_running_loop().call_soon(on_done, died)
             return
         arenas = {0: outputs}
         message: dict[str, Any] = {"run": list(requests), "fetches": list(fetches)}

@@ -328,3 +328,38 @@ def test_a_large_answer_grows_its_buffer_as_bytes_arrive(peer):
         result = client.infer(X)["y"]
     assert result.shape == (1, size)
     assert result.min() == result.max() == 7
+
+
+def test_what_waits_for_more_is_sent_together_and_not_before(peer):
+    asked, seen = threading.Event(), queue.Queue()
+
+    def script(conn):
+        asked.wait(20)
+        with pytest.raises(BlockingIOError):
+            conn.recv(1, socket.MSG_DONTWAIT)
+        seen.put("nothing yet")
+        for _ in range(3):
+            meta, request = read_request(conn)
+            answer(conn, meta.correlation_id, encode_response(request.feeds))
+
+    answers = queue.Queue()
+    with TeacherClient(peer(script)) as client:
+        for _ in range(3):
+            client.submit(X, ["x"], answers.put, more=True)
+        asked.set()
+        assert seen.get(timeout=20) == "nothing yet"
+        client.flush()
+        for _ in range(3):
+            assert (answers.get(timeout=20)["x"] == X["x"]).all()
+
+
+def test_what_is_not_small_waits_for_nothing(peer):
+    def script(conn):
+        meta, request = read_request(conn)
+        answer(conn, meta.correlation_id, encode_response(request.feeds))
+
+    answers = queue.Queue()
+    large = {"x": np.arange(1 << 18, dtype="f4")}
+    with TeacherClient(peer(script)) as client:
+        client.submit(large, ["x"], answers.put, more=True)
+        assert (answers.get(timeout=20)["x"] == large["x"]).all()

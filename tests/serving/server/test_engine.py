@@ -249,8 +249,12 @@ ROW = np.zeros((1, 2), "f4")
     ],
 )
 def test_a_wrong_request_is_refused_with_the_culprit(feeds, fetches, complaint):
+    def check():
+        asked = engine.read_fetches(DESCRIPTION, fetches)
+        engine.check_feeds(DESCRIPTION, asked.feeds, Request(feeds, fetches))
+
     with pytest.raises(engine.Refusal) as refusal:
-        engine.check_request(DESCRIPTION, Request(feeds, fetches))
+        check()
     assert complaint in str(refusal.value)
     assert refusal.value.code == frame.EREQUEST
 
