@@ -91,19 +91,15 @@ class Arena:
 
     @classmethod
     def create_fixed(cls, size: int, name: str) -> Arena:
-        """A new arena for a process that trusts this one with nothing (see ``attach_fixed``). A
-        process that is forked from this one does not have it.
-        """
+        """A new arena for a process that trusts this one with nothing (see ``attach_fixed``)."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, _F_ADD_SEALS, _FIXED_SIZE)
-            arena = cls(fd, size)
-            arena._map.madvise(mmap.MADV_DONTFORK)
+            return cls(fd, size)
         except BaseException:
             os.close(fd)
             raise
-        return arena
 
     @classmethod
     def attach(cls, fd: int) -> Arena:
