@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import statistics
 import subprocess
@@ -298,11 +299,14 @@ class TeacherHost:
         log = self._work_dir / f"teacher-{len(self._started)}.log"
         command = [sys.executable, "-m", "edl.cli.main", "teacher", *self._arguments]
         command += ["--cpu-threads", "1", "--ttl", "5"]
+        # So that the socket of one that is killed goes with the rest.
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._work_dir.resolve())}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=output,
+                env=environment,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
                 start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
             )

@@ -240,6 +240,11 @@ def test_a_teacher_that_joins_a_crowd_takes_its_part_of_it_and_no_more(crowd):
     assert changes(before, after) <= 4 * part + 100
 
 
+def least(seconds, size):
+    """Of a few tries: what else the machine does can only add."""
+    return min(seconds(size) for _ in range(3))
+
+
 def test_four_times_the_students_take_about_four_times_as_long():
     def seconds(size):
         teachers = {f"t{i}": 10.0 * (i + 1) for i in range(4)}
@@ -250,7 +255,7 @@ def test_four_times_the_students_take_about_four_times_as_long():
         return time.process_time() - started
 
     seconds(100)
-    assert seconds(2000) < 10 * seconds(500), "quadratic would be sixteen"
+    assert least(seconds, 2000) < 10 * least(seconds, 500), "quadratic would be sixteen"
 
 
 def test_a_second_student_takes_its_half_of_four_times_the_teachers_in_about_four_times_the_time():
@@ -264,4 +269,4 @@ def test_a_second_student_takes_its_half_of_four_times_the_teachers_in_about_fou
         return took
 
     seconds(100)
-    assert seconds(8000) < 10 * seconds(2000), "quadratic would be sixteen"
+    assert least(seconds, 8000) < 10 * least(seconds, 2000), "quadratic would be sixteen"

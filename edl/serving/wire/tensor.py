@@ -244,7 +244,7 @@ def decode_tensor(
 
 
 def _decode_fields(
-    message: memoryview, effort: Optional[Effort], memories: Optional[Memories]
+    message: memoryview, effort: Optional[Effort], memories: Optional[Memories] = None
 ) -> NamedTensor:
     """The same for fields in any order and number."""
     elem_type, name, alias = INT64, "", ""
