@@ -12,7 +12,8 @@ Where teachers are SIMULATED REMOTE they are real ``edl teacher`` processes that
 images and send the real teacher's labels, which were computed before, after the time that its
 forward pass took in a student's process, divided by ``--speed-up``: what they would compute
 elsewhere costs this machine nothing, so that the student has its CPU as it would have its GPU. REAL
-ones compute here, one thread each, beside the student's one thread.
+ones compute here, one thread each, beside the student's one thread. With a LABEL STORE there is no
+teacher at all: it was filled by an epoch before, as in epochs 2 and on of any run.
 
 Images/s are those of the steps of an epoch after the first eight, while the first answers are on
 their way: an epoch has 37 steps here, and 40,000 on ImageNet.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -49,6 +51,7 @@ class Row:
     mode: str
     simulated: int = 0
     real: int = 0
+    stored: bool = False
     speeds: list[float] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
     top5: list[float] = field(default_factory=list)
@@ -60,6 +63,8 @@ class Row:
             return f"{self.simulated} simulated remote"
         if self.real:
             return f"{self.real} real, this CPU"
+        if self.stored:
+            return "none: a label store"
         return "the student's" if self.mode == "online" else "none"
 
 
@@ -77,6 +82,7 @@ def main() -> None:
         rows = [Row("pure")] + ([] if options.without_online else [Row("online")])
         rows += [Row("service", simulated=count) for count in options.teachers]
         rows += [Row("service", real=count) for count in options.real_teachers]
+        rows += [] if options.without_store else [Row("service", stored=True)]
         for seed in range(options.rounds):
             for row in rows:
                 lab.train(row, seed)
@@ -104,6 +110,7 @@ def parse() -> argparse.Namespace:
     add("--real-teachers", type=int, nargs="*", default=[1], help="on this CPU")
     add("--speed-up", type=float, default=1.0, help="of a simulated teacher over this CPU")
     add("--without-online", action="store_true", help="leave out the mode that takes longest")
+    add("--without-store", action="store_true", help="leave out the one with stored labels")
     add("--plot", help="an image to write (needs matplotlib)")
     add("--work-dir", type=Path, help="keep everything here")
     options = parser.parse_args()
@@ -150,26 +157,43 @@ class Lab:
     def train(self, row: Row, seed: int) -> None:
         """One training run in a process of its own; its results go into the row."""
         options = self.options
-        number = row.simulated or row.real
-        output = self.work / f"{row.mode}-{row.simulated}-{row.real}-{seed}"
-        arguments = ["--mode", row.mode, "--seed", seed, "--output", output]
-        arguments += ["--student", options.student, "--epochs", options.epochs]
-        arguments += ["--image-size", options.image_size, "--batch-size", options.batch_size]
-        arguments += ["--train-images", options.train_images]
-        arguments += ["--soft-weight", options.soft_weight]
+        output = self.work / f"{row.mode}-{row.simulated}-{row.real}-{row.stored:d}-{seed}"
+        arguments = ["--seed", seed, "--epochs", options.epochs]
         if row.mode == "online":
             arguments += ["--teacher", options.teacher, "--teacher-weights", self.weights]
+        if row.stored:
+            arguments += ["--store", self.store()]
+        self.run(row, output, *arguments)
+        row.speeds.append(speed(output / "losses-0.jsonl", options.batch_size))
+        last = json.loads((output / "epochs.jsonl").read_text().splitlines()[-1])
+        row.top1.append(last["top1"])
+        row.top5.append(last["top5"])
+
+    def run(self, row: Row, output: Path, *arguments: object) -> None:
+        """The demo's program, with the teachers of a row."""
+        options, number = self.options, row.simulated or row.real
+        common = ["--mode", row.mode, "--student", options.student, "--output", output]
+        common += ["--image-size", options.image_size, "--batch-size", options.batch_size]
+        common += ["--train-images", options.train_images]
+        common += ["--soft-weight", options.soft_weight]
         with contextlib.ExitStack() as stack:
             if number:
                 host, environment = self.simulated() if row.simulated else self.real()
                 host += ["--etcd", self.etcd, "--service", output.name]
                 stack.enter_context(teachers(number, host, environment))
-                arguments += ["--teachers", f"etcd://{self.etcd}/{output.name}"]
-            python(DEMO / "train.py", *arguments)
-        row.speeds.append(speed(output / "losses-0.jsonl", options.batch_size))
-        last = json.loads((output / "epochs.jsonl").read_text().splitlines()[-1])
-        row.top1.append(last["top1"])
-        row.top5.append(last["top5"])
+                common += ["--teachers", f"etcd://{self.etcd}/{output.name}"]
+            python(DEMO / "train.py", *common, *arguments)
+
+    def store(self) -> Path:
+        """A label store that has all labels; filled by an epoch, if it was not."""
+        store = self.work / "labels"
+        if not store.exists():
+            row = Row("service", simulated=1)
+            images = self.options.train_images or 1200
+            whole = math.gcd(images, self.options.batch_size)  # an epoch leaves out no image then
+            fill = ("--epochs", 1, "--batch-size", whole, "--store", store)
+            self.run(row, self.work / "filling", *fill)
+        return store
 
     def simulated(self) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment of a simulated teacher."""

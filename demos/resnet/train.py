@@ -3,6 +3,7 @@
     python train.py --mode pure                                       # no teacher
     python train.py --mode online --teacher-weights t.pdparams        # teacher in this process
     python train.py --mode service --teachers etcd://127.0.0.1:2379/resnet_teacher
+    python train.py --mode service --teachers ... --store labels --views 10   # asked for once
     python -m paddle.distributed.launch --nproc_per_node 2 train.py ...
 
 Everything but the teacher is the same in the three modes. What distillation as a service takes is
@@ -34,6 +35,8 @@ def parse():
     add("--teacher", default="resnet50", help="the teacher's network, for --mode online")
     add("--teacher-weights", help="its parameters: a file of paddle.save(net.state_dict(), FILE)")
     add("--teachers", help="etcd://HOST:PORT[,...]/SERVICE, or HOST:PORT[,...], for --mode service")
+    add("--store", type=Path, help="a directory of labels: what it has is asked of no teacher")
+    add("--views", type=int, default=0, help="augmented views of an image; 0: one for each epoch")
     add("--data", choices=("digits", "cifar10", "cifar100", "folder"), default="digits")
     add("--data-path", help="the CIFAR archive, or the folder with train/ and val/")
     add("--train-images", type=int, default=0, help="use only so many; 0: all")
@@ -54,8 +57,10 @@ def parse():
     add("--log-every", type=int, default=20, help="steps between lines")
     add("--resume", action="store_true", help="go on from the checkpoint in --output, if any")
     args = parser.parse_args()
-    if args.mode == "service" and not args.teachers:
-        parser.error("--mode service needs --teachers")
+    if args.mode == "service" and not (args.teachers or args.store):
+        parser.error("--mode service needs --teachers, or a --store")
+    if args.views < 0:
+        parser.error("--views is a number of views, or 0")
     if args.data != "digits" and not args.data_path:
         parser.error(f"--data {args.data} needs --data-path")
     return args
@@ -76,7 +81,7 @@ def main():
     reader = loader
     if args.mode == "service":
         reader = DistillReader(  # <-- distillation: wrap the loader, and batches bring soft labels
-            ["image", "label"], ["logits"], source=loader, teachers=args.teachers
+            ["image", "label"], ["logits"], loader, args.teachers, store=args.store
         )
 
     paddle.seed(args.seed + rank)
@@ -97,7 +102,7 @@ def main():
 
     log = Log(args.output, rank, args.log_every, samples)
     for epoch in training.epochs(args.epochs):
-        train_set.epoch = epoch
+        train_set.epoch = epoch % args.views if args.views else epoch
         started, before = time.time(), training.seen
         net.train()
         for raw, label, *soft_labels in reader:

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from edl.store.maintenance import holdings
+from tests.support.pictures import cifar
 from tests.support.processes import eventually
 from tests.support.resnet import DEMO, ENVIRONMENT, NETWORK, SMALL, finish, losses, python, steps
 
@@ -69,6 +71,35 @@ def test_a_killed_run_that_is_resumed_and_teachers_that_come_and_go_change_no_lo
     np.testing.assert_allclose(
         list(resumed.values()), list(undisturbed.values()), rtol=1e-3, atol=1e-4
     )
+
+
+def test_with_a_store_later_epochs_and_later_runs_need_no_teacher(cluster, tmp_path):
+    teacher = cluster()
+    # An epoch leaves out what does not fill a batch, other images each time: here, none.
+    service = (*SMALL, "--train-images", 640, "--epochs", 3, "--mode", "service", "--log-every", 1)
+    finish(python("train.py", *service, "--teachers", cluster.address, "--output", tmp_path / "a"))
+    store = ("--store", tmp_path / "labels")
+    where = ("--teachers", cluster.address, "--output", tmp_path / "b")
+    process = python("train.py", *service, *store, *where)
+    eventually(lambda: any(epoch == 1 for epoch, _, _ in steps(tmp_path / "b")), 60)
+    teacher.kill(signal.SIGKILL)
+    finish(process)
+    finish(python("train.py", *service, *store, "--output", tmp_path / "c"))
+    asked, killed, none = (losses(tmp_path / name) for name in "abc")
+    assert asked.keys() == killed.keys() == none.keys()
+    assert killed == none
+    np.testing.assert_allclose(list(killed.values()), list(asked.values()), rtol=1e-3, atol=1e-4)
+
+
+def test_epochs_repeat_their_views_so_that_a_store_has_them(cluster, tmp_path):
+    cluster()
+    parts = [*(f"c/data_batch_{number}" for number in range(1, 6)), "c/test_batch"]
+    archive, _ = cifar(tmp_path / "c.tar.gz", parts, b"labels")
+    service = ("--mode", "service", "--teachers", cluster.address, "--store", tmp_path / "labels")
+    data = ("--data", "cifar10", "--data-path", archive, "--views", 2)
+    finish(python("train.py", *SMALL, "--epochs", 5, *service, *data, "--output", tmp_path / "out"))
+    (labels,) = holdings(tmp_path / "labels")
+    assert 50 < labels.rows <= 100, "of two views of fifty images, some of which may be alike"
 
 
 def test_a_run_without_a_teacher_is_resumed_too_and_amp_and_the_other_loss_work(

@@ -1,13 +1,10 @@
 """What the ResNet demo reads: CIFAR archives, folders of pictures."""
 
-import io
-import pickle
-import tarfile
-
 import numpy as np
 import pytest
 
 from tests.support.modules import modules_of
+from tests.support.pictures import cifar
 from tests.support.resnet import DEMO
 
 paddle = pytest.importorskip("paddle")
@@ -16,19 +13,6 @@ paddle = pytest.importorskip("paddle")
 @pytest.fixture(scope="module")
 def data():
     return modules_of(DEMO, ["data"]).data
-
-
-def cifar(path, parts, labels):
-    """An archive as the real ones are built, with few pictures; those of the last part."""
-    generator = np.random.default_rng(0)
-    with tarfile.open(path, "w:gz") as archive:
-        for part in parts:
-            pictures = generator.integers(0, 256, (10, 3072), dtype=np.uint8)
-            content = pickle.dumps({b"data": pictures, labels: list(range(10))}, protocol=2)
-            entry = tarfile.TarInfo(part)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return path, pictures
 
 
 @pytest.fixture

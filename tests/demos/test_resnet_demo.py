@@ -41,6 +41,7 @@ def test_the_whole_demo(tmp_path):
         ("online", "the student's"),
         ("service", "2 simulated remote"),
         ("service", "1 real, this CPU"),
+        ("service", "none: a label store"),
     ]
     for cells in rows.values():  # mean and standard deviation over the seeds
         mean, deviation = map(float, cells[2].split("±"))
@@ -48,8 +49,10 @@ def test_the_whole_demo(tmp_path):
         assert deviation < 50
     assert float(rows["pure", "none"][-2]) == 1
     # What was recorded is what the teacher says in the student's process.
-    online, service = (
-        losses(tmp_path / "paper" / run) for run in ("online-0-0-0", "service-2-0-0")
+    online, service, stored = (
+        losses(tmp_path / "paper" / run)
+        for run in ("online-0-0-0-0", "service-2-0-0-0", "service-0-0-1-0")
     )
+    assert stored == service, "to the bit"
     assert online.keys() == service.keys()
     np.testing.assert_allclose(list(online.values())[:8], list(service.values())[:8], rtol=1e-3)
