@@ -19,6 +19,9 @@ from edl.serving.wire.description import Description, TensorSpec
 #: What is asked for: a fetch as it is, or narrower, or sparse labels.
 Ask = Union[str, NarrowAnswer, Labelling]
 
+#: What a teacher is fed: the slot's number, its name, which is the feed's, and the feed's kind.
+Feed = tuple[int, str, TensorSpec]
+
 
 class Columns(Protocol):
     """A batch from which slots can be taken (see ``batches``)."""
@@ -51,7 +54,7 @@ class Plan:
     travels as it is although it should be narrower; empty: nothing.
     """
 
-    feeds: tuple[tuple[int, str, TensorSpec], ...]  # slot, feed name, kind
+    feeds: tuple[Feed, ...]
     fetches: tuple[tuple[str, TensorSpec], ...]  # the columns
     asks: tuple[Ask, ...]
     targets: Optional[tuple[int, str]] = None
@@ -121,30 +124,31 @@ class Plan:
         Raises SourceError, which names the slot, for values that the feed's dtype, or the one in
         which it travels, cannot hold.
         """
-        return {
-            name: self._narrowed(batch, slot, name, spec, start, stop, span, made)
-            if name in self.sent_as
-            else _conform(batch, slot, name, spec, start, stop, span)
-            for slot, name, spec in self._fed_by(batch)
-        }
+        rows, arrays = slice(start, stop), {}
+        for feed in self._fed_by(batch):
+            name = feed[1]
+            arrays[name] = (
+                self._narrowed(batch, feed, rows, span, made)
+                if name in self.sent_as
+                else _conform(batch, feed, rows, span)
+            )
+        return arrays
 
     def _narrowed(
         self,
         batch: Columns,
-        slot: int,
-        name: str,
-        spec: TensorSpec,
-        start: int,
-        stop: int,
+        feed: Feed,
+        rows: slice,
         span: Optional[Span],
         made: Optional[Made],
     ) -> np.ndarray:
+        slot, name, spec = feed
         dtype, made = self.sent_as[name], {} if made is None else made
         key = name, dtype, span
         if key not in made:
-            array = _rows(batch, slot, name, spec, start, stop, span)
+            array = _rows(batch, feed, rows, span)
             try:
-                made[key] = narrow_slot(array, spec, dtype, start)
+                made[key] = narrow_slot(array, spec, dtype, rows.start)
             except SourceError as error:
                 raise SourceError(f"{_slot(slot, name)}: {error}") from error
         return made[key]
@@ -167,7 +171,7 @@ class Plan:
             assert self.targets is not None
             slot, name = self.targets
             spec = specs[labels.TARGET_FEED]
-            array = _conform(batch, slot, name, spec, start, stop, span)
+            array = _conform(batch, (slot, name, spec), slice(start, stop), span)
             wrong = spec.mismatch(array)
             if not wrong and span is not None and span.width and spec.pad is not None:
                 tokens = batch.column(slot, name, start, stop).shape[1]
@@ -182,7 +186,7 @@ class Plan:
     def _has_optional(self) -> bool:
         return any(spec.optional for _, _, spec in self.feeds)
 
-    def _fed_by(self, batch: Columns) -> Sequence[tuple[int, str, TensorSpec]]:
+    def _fed_by(self, batch: Columns) -> Sequence[Feed]:
         """The feeds that are sent; optional ones if the batch has them."""
         if not self._has_optional:
             return self.feeds
@@ -249,32 +253,18 @@ class Plan:
         return ""
 
 
-def _conform(
-    batch: Columns,
-    slot: int,
-    name: str,
-    spec: TensorSpec,
-    start: int,
-    stop: int,
-    span: Optional[Span],
-) -> np.ndarray:
-    array = _rows(batch, slot, name, spec, start, stop, span)
+def _conform(batch: Columns, feed: Feed, rows: slice, span: Optional[Span]) -> np.ndarray:
+    slot, name, spec = feed
+    array = _rows(batch, feed, rows, span)
     try:
         return spec.conform(array)
     except WireError as error:
         raise SourceError(f"{_slot(slot, name)}: {error}; convert it in the source") from error
 
 
-def _rows(
-    batch: Columns,
-    slot: int,
-    name: str,
-    spec: TensorSpec,
-    start: int,
-    stop: int,
-    span: Optional[Span],
-) -> np.ndarray:
-    array = batch.column(slot, name, start, stop)
+def _rows(batch: Columns, feed: Feed, rows: slice, span: Optional[Span]) -> np.ndarray:
+    slot, name, spec = feed
+    array = batch.column(slot, name, rows.start, rows.stop)
     sequences = spec.pad is not None and array.ndim > 1
     if span is not None and span.trimmed and sequences:
         array = array[:, : span.length]
