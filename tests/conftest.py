@@ -3,8 +3,11 @@
 import contextlib
 import gc
 import itertools
+import os
 import signal
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -23,6 +26,35 @@ def pytest_configure():
     """A shell's background jobs ignore Ctrl-C, and so would all that the tests start and stop."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.register_at_fork(after_in_child=_let_go_of(_pipes()))
+
+
+def _pipes():
+    """What this process was given beyond its standard streams: under xdist, its controller's."""
+    given = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return [fd for fd in given if fd > 2 and _is_pipe(fd)]
+
+
+def _is_pipe(fd):
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:  # the one that listed them
+        return False
+
+
+def _let_go_of(pipes):
+    """What a forked process runs first. The controller takes a worker for alive while anybody has
+    its pipe: one that died of a time-out, with a forked process that hangs still there, would be
+    waited for without end.
+    """
+
+    def let_go():
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in pipes:
+            os.dup2(nothing, fd)
+        os.close(nothing)
+
+    return let_go
 
 
 def pytest_collection_modifyitems(items):
