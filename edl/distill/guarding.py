@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable
@@ -135,6 +136,15 @@ def guarded_batches(loader: Any) -> Iterator[Any]:
     batches = _batches(loader, iterator)
     next(batches)
     return batches
+
+
+def end_workers(loader: Any) -> None:
+    """End the workers that a loader keeps from one epoch to the next: they wait for as long as the
+    process lives, since a thread holds who would end them.
+    """
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None and iterator._workers[0]._parent_pid == os.getpid():
+        iterator._shutdown_on_exit()
 
 
 def _batches(loader: Any, iterator: Any) -> Iterator[Any]:

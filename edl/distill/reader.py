@@ -534,12 +534,14 @@ class DistillReader(StandIn, IterableDataset):
         return self._running is None or self._running.flush(timeout)
 
     def close(self) -> None:
-        """End all threads and connections, within a second or so. The reader can be iterated again
-        afterwards.
+        """End all threads, connections and workers, within a second or so. The reader can be
+        iterated again afterwards.
         """
         running, self._running = self._running, None
         if running is not None:
             running.close()
+        if self._source is not None:
+            self._source.close()
 
     def __enter__(self) -> DistillReader:
         return self

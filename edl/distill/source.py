@@ -22,7 +22,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from edl._random import numpy_state, set_numpy_state
-from edl.distill.guarding import can_be_guarded, guarded, guarded_batches
+from edl.distill.guarding import can_be_guarded, end_workers, guarded, guarded_batches
 from edl.distill.progress import Start, Trail
 from edl.distill.workers import (
     Handout,
@@ -87,6 +87,11 @@ class Source:
     def marks(self) -> str:
         """What its positions are called in a reader's state."""
         return "source" if has_state(self.value) else "order"
+
+    def close(self) -> None:
+        """End what is kept from one epoch to the next. It can be opened again afterwards."""
+        if self._loader is not self.value:
+            end_workers(self._loader)
 
     # --- read here --------------------------------------------------------------------------
 

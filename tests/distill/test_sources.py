@@ -489,6 +489,12 @@ def test_a_loaders_persistent_workers_are_kept_from_one_epoch_to_the_next(sums_t
         pids = [{int(pid) for slots in reader for pid in slots[1]} for _ in range(2)]
         assert pids[0] == pids[1]
         assert os.getpid() not in pids[0]
+        assert _children() & pids[0]
+    assert not _children() & pids[0]
+
+
+def _children():
+    return {child.pid for child in multiprocessing.active_children()}
 
 
 class Numbered(paddle.io.IterableDataset):
