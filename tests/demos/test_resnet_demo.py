@@ -21,7 +21,7 @@ PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 def test_the_whole_demo(tmp_path):
     small = {"STUDENT": NETWORK, "TEACHER": NETWORK, "TEACHER_EPOCHS": "1", "EPOCHS": "1"}
     result = subprocess.run(
-        [DEMO / "demo.sh", "--teachers", "2", "--rounds", "2", "--train-images", "320"],
+        [DEMO / "demo.sh", "--teachers", "2", "--train-images", "320"],
         cwd=tmp_path, env={**ENVIRONMENT, **small, "WORK": str(tmp_path), "PATH": PATH},
         capture_output=True, text=True, timeout=390, check=False,
     )  # fmt: skip

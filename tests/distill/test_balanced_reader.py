@@ -9,7 +9,7 @@ import pytest
 from edl.discovery import Registration
 from edl.discovery.keys import LEADER, service_prefix
 from edl.distill import DistillReader, Limits
-from tests.support.processes import eventually, python_teacher
+from tests.support.processes import eventually, python_teachers
 
 
 def batches(count):
@@ -25,12 +25,15 @@ def check(items):
     return number + 1
 
 
-@pytest.fixture
-def four(etcd_server, service):
+SERVICE = "balanced"
+
+
+@pytest.fixture(scope="module")
+def four(etcd_server):
     """Four registered teachers; the address of their service."""
-    where = ("--etcd", etcd_server.endpoint, "--service", service)
-    teachers = [python_teacher("Sums", *where, verbose=False) for _ in range(4)]
-    yield f"etcd://{etcd_server.endpoint}/{service}"
+    where = ("--etcd", etcd_server.endpoint, "--service", SERVICE)
+    teachers = python_teachers(4, "Sums", *where, verbose=False)
+    yield f"etcd://{etcd_server.endpoint}/{SERVICE}"
     for teacher in teachers:
         teacher.close()
 
@@ -63,8 +66,8 @@ def test_two_readers_share_and_give_back(four):
         assert check(first) == 100
 
 
-def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd, service):
-    squatter = Registration(etcd, service, "", "nobody", ttl=5, kind=LEADER)
+def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd):
+    squatter = Registration(etcd, SERVICE, "", "nobody", ttl=5, kind=LEADER)
     squatter.start()
     with DistillReader(
         ["img"], ["prob"], source=batches(50), teachers=four, max_teachers=2
@@ -73,7 +76,7 @@ def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd
         assert check(reader) == 50
         assert time.monotonic() - started > 2, "it has waited for somebody to assign"
         assert len(reader.stats()["teachers"]) == 2
-    assert etcd.call(lambda c: c.get(service_prefix(service) + LEADER)[0]) == b"nobody"
+    assert etcd.call(lambda c: c.get(service_prefix(SERVICE) + LEADER)[0]) == b"nobody"
     squatter.stop()
 
 

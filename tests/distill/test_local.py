@@ -14,7 +14,7 @@ from edl.distill import DistillReader, TeacherPool
 from edl.errors import ConfigError
 from edl.serving import TeacherClient
 from edl.serving.wire.local import said
-from tests.support.processes import ROOT, children_of, eventually, python_teacher
+from tests.support.processes import ROOT, children_of, eventually, python_teacher, python_teachers
 from tests.support.proxy import Proxy
 
 ROWS, WIDTH = 16, 4096
@@ -233,7 +233,7 @@ def test_data_loader_workers_use_it(sums_teacher, warm):
 def test_whatever_happens_to_teachers_on_the_same_machine():
     """Killed, stopped, continued, drained, replaced, and their workers killed, at random."""
     generator = np.random.default_rng(int(time.time()))
-    teachers = [python_teacher("Sums", delay=0.002) for _ in range(3)]
+    teachers = python_teachers(3, "Sums", delay=0.002)
     ports = [teacher.port for teacher in teachers]
     until = time.monotonic() + 12
     endpoints = [teacher.endpoint for teacher in teachers]

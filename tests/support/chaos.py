@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 
-from tests.support.processes import python_teacher
+from tests.support.processes import python_teacher, python_teachers
 from tests.support.proxy import Proxy
 
 
@@ -15,9 +15,7 @@ class Teachers:
         self._random = generator
         self._predictor = predictor
         self._arguments = arguments
-        self.teachers = []
-        for _ in range(count):
-            self.start(0.002)
+        self.teachers = python_teachers(count, predictor, *arguments, delay=0.002)
 
     def start(self, delay, *more):
         self.teachers.append(python_teacher(self._predictor, *self._arguments, *more, delay=delay))

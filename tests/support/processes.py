@@ -90,6 +90,12 @@ def python_teacher(name="Sums", *arguments, **options):
     return Teacher("--python", f"tests.support.predictors:{name}", *arguments, **options)
 
 
+def python_teachers(count, *arguments, **options):
+    """So many of one kind, started side by side."""
+    teachers = [python_teacher(*arguments, wait=False, **options) for _ in range(count)]
+    return [teacher.wait_until_ready() for teacher in teachers]
+
+
 def children_of(pid):
     """Process ids of the direct children."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
