@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from typing import Union
 
@@ -25,6 +26,13 @@ def parse_endpoint(text: str) -> tuple[str, int]:
 def endpoint_of(host: str, port: int) -> str:
     """``host:port`` as ``parse_endpoint`` reads it: an IPv6 address is in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def own_address(towards: tuple[str, int]) -> str:
+    """The address that this machine has towards another one. Raises OSError if there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(towards)  # which sends nothing: these are datagrams
+        return sock.getsockname()[0]
 
 
 def split_endpoints(text: Union[str, Sequence[str]]) -> list[str]:

@@ -270,14 +270,11 @@ def _advertised_host(options: dict[str, Any]) -> str:
     target: Optional[str] = options["etcd"]
     if target is None:
         return socket.gethostname()
-    from edl._endpoints import parse_etcd_endpoints
+    from edl._endpoints import own_address, parse_etcd_endpoints
 
-    # The address this machine uses towards etcd; connecting a datagram socket sends nothing.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(parse_etcd_endpoints(target)[0])
-        except OSError as error:
-            raise ConfigError(
-                f"cannot tell this machine's address; use --advertise: {error}"
-            ) from error
-        return sock.getsockname()[0]
+    try:
+        return own_address(parse_etcd_endpoints(target)[0])
+    except OSError as error:
+        raise ConfigError(
+            f"cannot tell this machine's address; use --advertise: {error}"
+        ) from error

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
+
+from edl._endpoints import parse_endpoint
+from edl.errors import ConfigError
 
 #: Longer values are not read: what EDL writes has a few thousand characters.
 MAX_CHARACTERS = 1 << 20
@@ -24,6 +28,9 @@ _LEAST_RATE, _MOST_RATE = 1e-6, 1e12
 #: How far apart two measurements are, as a share of the larger, if it is not by chance.
 _NOISE = 0.2
 
+#: What a name or an address of a host may be made of, of whatever length DNS allows.
+_HOST = re.compile(r"[A-Za-z0-9._:%-]{1,253}")
+
 
 @dataclass(frozen=True)
 class StudentRecord:
@@ -33,7 +40,8 @@ class StudentRecord:
     None if it would use any number, 0 if it wants no teacher now. ``rates``: rows per second of
     teachers as it sees them. ``avoid``: teachers that it cannot use at the moment.
     ``rows_per_second``: what it consumes. ``ways``: how tensors travel to the teachers that it is
-    connected to, for people: "tcp", "unix socket", "shared memory", "grpc".
+    connected to, for people: "tcp", "unix socket", "shared memory", "grpc". ``metrics``: the
+    ``host:port`` at which it serves metrics, None if it does not.
     """
 
     max_teachers: Optional[int] = None
@@ -42,6 +50,7 @@ class StudentRecord:
     avoid: tuple[str, ...] = ()
     rows_per_second: float = 0.0
     ways: Mapping[str, str] = field(default_factory=dict)
+    metrics: Optional[str] = None
 
     def to_json(self, **extra: Any) -> str:
         """One line for the registry."""
@@ -62,6 +71,7 @@ class StudentRecord:
             tuple(sorted(_strings(value.get("avoid")))),
             _within(0.0, value.get("rows_per_second")) or 0.0,
             parse_ways(value.get("ways")),
+            parse_address(value.get("metrics")),
         )
 
 
@@ -69,6 +79,17 @@ def parse_ways(value: Any) -> dict[str, str]:
     """How tensors travel, by teacher, out of ``read_object``; none if that is not said."""
     items = value.items() if isinstance(value, dict) else ()
     return {teacher: way for teacher, way in items if isinstance(way, str)}
+
+
+def parse_address(value: Any) -> Optional[str]:
+    """A ``host:port`` out of ``read_object``; None for anything else: somebody may ask there."""
+    if not isinstance(value, str):
+        return None
+    try:
+        host, _ = parse_endpoint(value)
+    except ConfigError:
+        return None
+    return value if _HOST.fullmatch(host) else None
 
 
 def format_assignment(teachers: frozenset[str]) -> str:

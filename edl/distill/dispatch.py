@@ -40,6 +40,7 @@ from edl.distill.state import (
     BatchState,
     Counters,
     Finished,
+    Latencies,
     Limits,
     Payload,
     Task,
@@ -77,6 +78,7 @@ class Dispatch(Generic[Payload]):
         self._held_bytes = 0
         self._usual_latency = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._latencies = Latencies()
 
     # --- the source -------------------------------------------------------------------------
 
@@ -447,6 +449,7 @@ class Dispatch(Generic[Payload]):
         """
         task = self._unanswered(name, task_id, now)
         self._pause(name, now)
+        self.counters.failed += 1
         if task is None:
             return
         task.refusals[name] = message
@@ -475,6 +478,7 @@ class Dispatch(Generic[Payload]):
         """
         task = self._unanswered(name, task_id, now)
         self._pause(name, now)
+        self.counters.failed += 1
         if task is None:
             return
         task.failures.setdefault(name, []).append(message)
@@ -585,6 +589,7 @@ class Dispatch(Generic[Payload]):
         teacher.recent.append(AnswerRecord(now, now - sent, rows, work))
         teacher.rows += rows
         self._recent.append(now - sent)
+        self._latencies.add(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
             self._usual_latency = statistics.median(self._recent)
         if not teacher.answered:
@@ -630,11 +635,15 @@ class Dispatch(Generic[Payload]):
                 "window": teacher.window.size,
             }
         level = "low" if self.low else "high" if self.high else "normal"
+        limits, histogram = self.limits, self._latencies
         buffer = {"batches": self.ready_batches, "bytes": self._ready_bytes, "level": level}
+        buffer["low_batches"] = min(limits.low_batches, limits.high_batches)
+        buffer["high_batches"] = limits.high_batches
+        latency = {"sum": histogram.sum, "buckets": histogram.buckets()}
         return {
             **asdict(self.counters),
             "buffer": buffer,
-            "latency": quantiles(sorted(self._recent)),
+            "latency": {**quantiles(sorted(self._recent)), **latency},
             "teachers": teachers,
         }
 

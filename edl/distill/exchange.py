@@ -104,7 +104,11 @@ class Exchange:
         self._rest_after = config.requests.rest_after if config.requests else _REST_AFTER
         self._rest_at = time.monotonic() + self._rest_after
         self._judged_at = time.monotonic()
-        self._student_waited = 0.0
+        # Seconds that the student has waited, and since when it does now. Replaced as a whole, so
+        # that who reads it never sees time twice.
+        self._waited: tuple[float, Optional[float]] = 0.0, None
+        self._in_streams = 0.0  # seconds, of those that have ended
+        self._opened_at = 0.0
         self._request_wait = Wait(config.teachers, unheard, config.no_teacher_timeout)
         self._answers_of = ""  # the model of the answers that are held
         self._demand = Demand()
@@ -134,6 +138,7 @@ class Exchange:
         with self._lock:
             self._forget_stream()
             self._stream, self._all_read = stream, False
+            self._opened_at = time.monotonic()
             self._roster.resting = False
             if model:
                 self._roster.keep_to(model)
@@ -214,18 +219,30 @@ class Exchange:
 
     def take(self, stream: Stream) -> Optional[Finished[Any]]:
         """See Stream."""
+        since, (waited, _) = time.monotonic(), self._waited
+        self._waited = waited, since
+        try:
+            finished, ready = self._next(stream, since)
+        finally:
+            now = time.monotonic()
+            self._waited = waited + now - since, None
+        if self._trace is not None:
+            self._trace.span("student", "wait", since, now)
+            self._trace.counter("batches ready", now, batches=ready)
+        return finished
+
+    def _next(self, stream: Stream, since: float) -> tuple[Optional[Finished[Any]], int]:
+        """What ``take`` returns, and how many batches are ready then."""
         config = self._config
-        wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, time.monotonic())
+        wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, since)
         while True:
             with self._lock:
                 if self._dispatch.ready and self._is_current(stream):
-                    finished = self._take()
-                    ready = self._dispatch.ready_batches
-                    break
+                    return self._take(), self._dispatch.ready_batches
                 if not self._is_current(stream):
                     raise ReaderError("the reader was closed, or left, while it was being iterated")
                 if self._all_read and not self._dispatch.pending:
-                    return None
+                    return None, 0
                 now = time.monotonic()
                 needed = not config.stored or self._dispatch.blocked
                 complaint = wait.complaint(self._dispatch, self._roster, now, needed)
@@ -233,9 +250,7 @@ class Exchange:
                     self._student.wait(0.5)
             if complaint:
                 words = "the student has waited %.0f s for its next batch: %s"
-                logger.warning(words, now - wait.since, complaint)
-        self._note_wait(wait.since, ready)
-        return finished
+                logger.warning(words, now - since, complaint)
 
     def _take(self) -> Finished[Any]:
         """What is finished. What the student has taken decides for a model."""
@@ -244,13 +259,6 @@ class Exchange:
         self._roster.bound |= finished.error is None
         self._wake()
         return finished
-
-    def _note_wait(self, since: float, ready: int) -> None:
-        now = time.monotonic()
-        self._student_waited += now - since
-        if self._trace is not None:
-            self._trace.span("student", "wait", since, now)
-            self._trace.counter("batches ready", now, batches=ready)
 
     def _is_current(self, stream: Union[Stream, RequestStream]) -> bool:
         return stream is self._stream and not stream.left and not self._closed
@@ -262,6 +270,7 @@ class Exchange:
         if self._stream is None:
             return
         self._stream = None
+        self._in_streams += time.monotonic() - self._opened_at
         self._roster.bound = False
         if self._dispatch.in_order:
             self._dispatch.clear()
@@ -368,11 +377,14 @@ class Exchange:
     def stats(self) -> dict[str, Any]:
         """See DistillReader.stats, or TeacherPool.stats."""
         with self._lock:
+            now, (waited, since) = time.monotonic(), self._waited
             stats = {
-                **self._dispatch.stats(time.monotonic()),
+                **self._dispatch.stats(now),
                 "unit": self._unit(),
                 "want": self._demand.want,
-                "student_waited": self._student_waited,
+                "student_waited": waited + (now - since if since is not None else 0.0),
+                "student_seconds": self._in_streams
+                + (now - self._opened_at if self._stream is not None else 0.0),
                 "models": list(self._roster.models),
                 "unusable": self._roster.problems(),
             }
@@ -382,7 +394,7 @@ class Exchange:
             outstanding = self._dispatch.pending
         if self._dispatch.in_order:
             return stats
-        del stats["buffer"], stats["student_waited"]
+        del stats["buffer"], stats["student_waited"], stats["student_seconds"]
         return {"requests": stats.pop("batches"), "outstanding": outstanding, **stats}
 
     @property
@@ -415,6 +427,7 @@ class Exchange:
             self._roster.avoided(now),
             0.0 if resting else round(self._demand.rows_per_second, 1),
             self._ways(),
+            self._config.metrics,
         )
 
     def _ways(self) -> dict[str, str]:

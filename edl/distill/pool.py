@@ -40,8 +40,8 @@ class Pool:
 
     def __init__(self, config: PoolConfig, trace: Optional[Trace] = None) -> None:
         self._config = config
-        self._name = uuid.uuid4().hex
-        self._exchange = Exchange(config, self._name, trace, self._unheard)
+        self.name = uuid.uuid4().hex  # by which the registry knows the student
+        self._exchange = Exchange(config, self.name, trace, self._unheard)
         # What is to be done by the supervisor. May be put to in finalizers.
         self._nudges: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._place: Optional[Place] = None
@@ -55,10 +55,10 @@ class Pool:
         """Look for teachers and connect to them, in the background. Raises ConfigError or
         DiscoveryError if that cannot be begun.
         """
-        record = StudentRecord(self._config.max_teachers)
+        record = StudentRecord(self._config.max_teachers, metrics=self._config.metrics)
         exchange = self._exchange
         self._place = self._config.teachers.join(
-            self._name, record, exchange.found, exchange.assigned
+            self.name, record, exchange.found, exchange.assigned
         )
         self._supervisor.start()
 

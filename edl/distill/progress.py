@@ -50,8 +50,11 @@ class Progress:
     """One reader's position. ``start``: where its iteration has begun, or will begin.
     ``delivered``: items of the epoch that the student has, those that were skipped included.
     ``trail``: where the source is. ``models``: fingerprints of those that have labelled the epoch
-    so far. ``handout``: what a DataLoader's workers tell, if they read.
+    so far. ``handout``: what a DataLoader's workers tell, if they read. ``length``: items of an
+    epoch, if that is known, for people.
     """
+
+    length: Optional[int] = None
 
     def __init__(self, start: Start = Start()) -> None:
         self.load(start)
@@ -98,6 +101,13 @@ class Progress:
     def finish(self) -> None:
         """The iteration has come to the end of its epoch."""
         self.load(Start(self.start.epoch + 1))
+
+    def position(self) -> dict[str, Any]:
+        """Where the student is, for people, from any thread. What it has of the epoch is not known
+        to a DataLoader's worker, which only knows its part.
+        """
+        delivered = self.delivered if self.handout is None else None
+        return {"epoch": self.start.epoch, "delivered": delivered, "length": self.length}
 
     def here(self) -> Start:
         """Where the student is."""

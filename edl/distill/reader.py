@@ -13,6 +13,7 @@ from edl._checks import check_count, check_positive
 from edl.distill.batches import read_batches, read_sample_lists, read_samples
 from edl.distill.hapi import tend_models
 from edl.distill.loaders import Iteration, tend_dataloaders
+from edl.distill.metrics import listen_at, parse_ports
 from edl.distill.narrowing import check_wire
 from edl.distill.progress import Progress, Start
 from edl.distill.running import Running
@@ -120,6 +121,7 @@ class DistillReader(StandIn, IterableDataset):
         store_model: Union[str, Mapping[str, str], None] = None,
         store_bytes: Optional[int] = None,
         wire: Optional[Mapping[str, str]] = None,
+        metrics_port: Union[int, str, None] = None,
     ) -> None:
         """All but the names can also be set by the methods below.
 
@@ -174,6 +176,9 @@ class DistillReader(StandIn, IterableDataset):
         Floats are rounded to nearest there, and what would become infinite is refused by row.
         Predictions have the teacher's dtype all the same. To teachers that cannot do it all
         travels as it is, which the log says once.
+        ``metrics_port``: serve metrics for Prometheus (or the environment variable
+        EDL_METRICS_PORT), on 127.0.0.1 or at EDL_METRICS_HOST: a port, 0 for any that is free, or a
+        range such as "9100-9199" of which the first free one is taken. The registry says which.
         Raises ConfigError for what cannot work.
         """
         super().__init__()
@@ -192,6 +197,9 @@ class DistillReader(StandIn, IterableDataset):
         self._token = token
         self._tokenizer = parse_tokenizer(tokenizer) if tokenizer is not None else ""
         self._trace_path = trace
+        self._metrics_port = metrics_port
+        if metrics_port is not None:
+            parse_ports("metrics_port", metrics_port)
         self._as_tensors, self._places = as_tensors(return_tensors, places), places
         self._teacher_batch_size: Optional[int] = None
         self._max_teachers: Optional[int] = None
@@ -508,11 +516,13 @@ class DistillReader(StandIn, IterableDataset):
         ``work``: rows, or tokens where teachers say that rows are sequences, as ``unit`` says;
         ``tasks_sent``, ``resent`` (to another teacher after the first was lost), ``hedged`` (to a
         second one beside a slow first), ``duplicates`` (second answers, dropped),
-        ``lost_teachers``; ``student_waited`` seconds; ``buffer`` (finished and not taken): batches,
-        bytes and level; ``want``: work per second that is asked of the teachers together, None for
-        as much as can be had; ``latency``: median and p99 seconds; ``teachers``: for each connected
-        one what it answered, its rows and work per second over the last seconds, latency, and tasks
-        in flight; ``unusable``: why others are not used;
+        ``lost_teachers``; ``failed`` (answers that were errors); ``student_waited`` and
+        ``student_seconds`` (waits and work, in epochs); ``buffer`` (finished and not taken):
+        batches, bytes, level and thresholds; ``want``: work per second that is asked of the
+        teachers together, None for as much as can be had; ``latency``: median and p99 seconds, and
+        a histogram; ``teachers``: for each connected one what it answered, its rows and work per
+        second over the last seconds, latency, and tasks in flight; ``unusable``: why others are not
+        used;
         ``models``: fingerprints of those that have been used, the current one last. With several
         models: a dict of such by name. With a store also ``store``: ``hits`` and ``misses``, rows
         that were looked up; ``bytes`` of labels that were there; ``seconds`` that looking up took,
@@ -523,6 +533,11 @@ class DistillReader(StandIn, IterableDataset):
             return {}
         stats = self._running.stats()
         return stats if self._models[0].name else stats[""]
+
+    @property
+    def metrics_endpoint(self) -> Optional[str]:
+        """The ``host:port`` at which metrics are served now, if they are: ``/metrics`` there."""
+        return None if self._running is None else self._running.metrics_endpoint
 
     # --- start and end ----------------------------------------------------------------------
 
@@ -561,8 +576,12 @@ class DistillReader(StandIn, IterableDataset):
         if running is None or running.pid != os.getpid():
             answer_original_variables()
             configs = pool_configs(self._models, self._settings(), number, among)
-            trace = trace_path(self._trace_path)
-            running = Running(self._models, configs, trace, self._store)
+            trace, listen = trace_path(self._trace_path), listen_at(self._metrics_port)
+            if listen is not None:
+                self._progress.length = self._source.length if self._source is not None else None
+                listen = None if number and listen.fixed else listen
+            position = self._progress.position
+            running = Running(self._models, configs, trace, self._store, listen, position)
             running.watch(self)
             self._running = running
         return running

@@ -8,25 +8,28 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from edl.discovery import CLOSE_WITHIN
 from edl.distill.ahead import ReadAhead, wait_until_left_in_peace
 from edl.distill.batches import join_parts
+from edl.distill.metrics import Labels, Listen, advertised, serve
 from edl.distill.pool import Pool
 from edl.distill.settings import Model, PoolConfig
 from edl.distill.storing import Stages, StoreOptions
 from edl.distill.stream import Batch, Stream
+from edl.distill.teachers import ServiceTeachers
 from edl.distill.trace import Trace
 from edl.errors import ReaderError
 
 
 class Running:
     """Pools, threads and files of an owner, a reader or a TeacherPool, in one process. Holds no
-    reference to it.
+    reference to it. ``listen``: where its metrics are served, with its ``position``, if it has one.
 
     Raises from the constructor, with nothing left running, what starting a pool raises.
     """
@@ -37,12 +40,20 @@ class Running:
         configs: Sequence[PoolConfig],
         trace: Optional[Path],
         store: Optional[StoreOptions] = None,
+        listen: Optional[Listen] = None,
+        position: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.pid = os.getpid()
         self._models = models
         self._stages = Stages(store, models, configs) if store is not None else None
         self.trace = Trace(trace) if trace else None
-        self.pools = [Pool(config, self.trace) for config in configs]
+        self._position = position
+        self._places = [config.teachers for config in configs]
+        self.pools: list[Pool] = []
+        self._metrics = serve(listen, self._figures)
+        for config in configs:
+            told = replace(config, metrics=advertised(self._metrics, config))
+            self.pools.append(Pool(told, self.trace))
         self._streams: list[Stream] = []
         self._reading: list[threading.Thread] = []
         self._finalizer: Optional[weakref.finalize] = None
@@ -125,6 +136,21 @@ class Running:
                 stats[model.name]["store"] = storing.stats()
         return stats
 
+    @property
+    def metrics_endpoint(self) -> Optional[str]:
+        """See DistillReader.metrics_endpoint."""
+        return None if self._metrics is None else self._metrics.endpoint
+
+    def _figures(self) -> list[tuple[Labels, dict[str, Any]]]:
+        """For the metrics; in a thread of theirs."""
+        stats, position, figures = self.stats(), self._position(), []
+        for model, pool, place in zip(self._models, self.pools, self._places):
+            service = place.service if isinstance(place, ServiceTeachers) else model.name
+            if model.name in stats:  # all but at the very beginning
+                of = {**stats[model.name], "position": position}
+                figures.append((Labels(service, pool.name), of))
+        return figures
+
     def flush(self, timeout: float) -> bool:
         """See DistillReader.flush."""
         return self._stages is None or self._stages.flush(timeout)
@@ -146,6 +172,8 @@ class Running:
         if self._finalizer is not None:
             self._finalizer.detach()
         self.leave_iteration()
+        if self._metrics is not None:
+            self._metrics.close()
         for pool in self.pools:
             pool.stop()
         deadline = time.monotonic() + CLOSE_WITHIN

@@ -96,6 +96,7 @@ class PoolConfig:
     no_teacher_timeout: float = 600.0
     requests: Optional[RequestLimits] = None  # if it is asked by requests, in no order
     stored: bool = False  # labels may come from a store, so teachers may not be needed
+    metrics: Optional[str] = None  # where the registry is told that the student's are
 
 
 def pool_configs(

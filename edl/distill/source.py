@@ -72,16 +72,20 @@ class Source:
         except (RuntimeError, ValueError) as error:  # Paddle's words for iterable datasets
             raise TypeError(f"the source has no length: {error}") from None
 
+    @property
+    def length(self) -> Optional[int]:
+        """Items in an epoch, if that is known."""
+        try:
+            return len(self)
+        except TypeError:
+            return None
+
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a position in one source to mean anything in another."""
-        try:
-            length: Optional[int] = len(self)
-        except TypeError:
-            length = None
         of = self._sampler or self.value
         size = getattr(of, "batch_size", None)
         size = size if isinstance(size, int) else None
-        return {"length": length, "batch_size": size, "position": self.marks}
+        return {"length": self.length, "batch_size": size, "position": self.marks}
 
     @property
     def marks(self) -> str:

@@ -6,8 +6,10 @@ sequences.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from typing import Any, Generic, Optional, TypeVar
 
 import numpy as np
@@ -208,6 +210,27 @@ class Counters:
     hedged: int = 0
     duplicates: int = 0
     lost_teachers: int = 0
+    failed: int = 0
+
+
+class Latencies:
+    """A histogram of seconds."""
+
+    BOUNDS = (*(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05), *(0.1, 0.25, 0.5, 1, 2.5, 5, 10))
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self._counts = [0] * (len(self.BOUNDS) + 1)
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.sum += seconds
+        self._counts[bisect_left(self.BOUNDS, seconds)] += 1
+
+    def buckets(self) -> dict[str, int]:
+        """How many took up to each bound, as Prometheus writes it: the last one is "+Inf"."""
+        names = (*map(str, self.BOUNDS), "+Inf")
+        return dict(zip(names, accumulate(self._counts)))
 
 
 def rate(recent: deque[AnswerRecord], now: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from typing import Any, Optional, Union
 
 from edl._checks import check_count, check_positive
 from edl.discovery import CLOSE_WITHIN
+from edl.distill.metrics import listen_at, parse_ports
 from edl.distill.narrowing import check_wire
 from edl.distill.requests import Feeds, Outputs, Requests, in_order, read_feeds
 from edl.distill.routing import Share, gather, join_shares, share_out
@@ -85,6 +86,7 @@ class TeacherPool:
         targets: Optional[str] = None,
         lengths: Optional[str] = None,
         wire: Optional[Mapping[str, str]] = None,
+        metrics_port: Union[int, str, None] = None,
     ) -> None:
         """``teachers``: endpoints, or ``etcd://host:port[,...]/service``; or a mapping from a name
         to such. Then ``predicts`` is one list for all or a mapping with the same names.
@@ -108,7 +110,7 @@ class TeacherPool:
         models, as of a DistillReader. The same rows get the same samples, always. ``lengths``: the
         name of a request's mask, or of its rows' lengths, by which sequences are trimmed, as of a
         DistillReader. ``wire``: in which narrower dtype feeds and predictions travel, by name, as
-        of a DistillReader.
+        of a DistillReader. ``metrics_port``: serve metrics, as of a DistillReader.
         Raises ConfigError for what cannot work.
         """
         form = label_form(top_k, temperature, samples, targets)
@@ -141,6 +143,9 @@ class TeacherPool:
         self._token = token
         self._conf_file = serving_conf_file
         self._trace_path = trace
+        self._metrics_port = metrics_port
+        if metrics_port is not None:
+            parse_ports("metrics_port", metrics_port)
         self._pid = os.getpid()
         self._starting = threading.RLock()  # a finalizer may use pools in the midst of it
         self._closed = False
@@ -286,6 +291,11 @@ class TeacherPool:
         stats = self._running.stats()
         return stats if self._models[0].name else stats[""]
 
+    @property
+    def metrics_endpoint(self) -> Optional[str]:
+        """The ``host:port`` at which metrics are served now, if they are: ``/metrics`` there."""
+        return None if self._running is None else self._running.metrics_endpoint
+
     def _note_wait(self, what: str, since: float) -> None:
         running = self._running
         if running is not None and running.trace is not None:
@@ -344,7 +354,8 @@ class TeacherPool:
 
     def _start(self) -> None:
         configs = pool_configs(self._models, self._settings())
-        running = Running(self._models, configs, trace_path(self._trace_path))
+        trace, listen = trace_path(self._trace_path), listen_at(self._metrics_port)
+        running = Running(self._models, configs, trace, listen=listen)
         try:
             pools = zip(self._models, running.pools)
             self._requests = {model.name: Requests(pool) for model, pool in pools}

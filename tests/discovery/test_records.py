@@ -18,7 +18,9 @@ from edl.discovery.records import (
 )
 
 DIGITS = "9" * 400
-FIELDS = ["max_teachers", "want", "rates", "avoid", "rows_per_second", "teachers", "rate"]
+FIELDS = [
+    *("max_teachers", "want", "rates", "avoid", "rows_per_second", "teachers", "rate", "metrics"),
+]
 HOSTILE = [
     "", "[]", "nonsense", "1e999", "null", "true", '"text"', "\ud800", "\0", "{", DIGITS * 20,
     "[" * 100_000, '{"a":' * 100_000, '{"rate": "' + "x" * (10 << 20) + '"}',
@@ -110,3 +112,18 @@ def test_what_is_wrong_takes_nothing_with_it_that_is_right():
     assert StudentRecord.from_json(text) == StudentRecord(
         want=5.0, rates={"a": 1.0}, ways={"a": "tcp"}
     )
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7:9100", "[fe80::1%eth0]:9100", "student-0.pods:9100"])
+def test_an_address_of_metrics_is_read(address):
+    assert StudentRecord.from_json(StudentRecord(metrics=address).to_json()).metrics == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:0", "host:99999", "host/x:1", "a b:1", "h?x:1", "h#:1", "h\n:1", "é:1",
+     "user@host:1", "http://h:1", "x" * 300 + ":1", 9100, None, ["h:1"]],
+)  # fmt: skip
+def test_what_is_no_address_is_asked_by_nobody(address):
+    text = json.dumps({"metrics": address})
+    assert StudentRecord.from_json(text).metrics is None

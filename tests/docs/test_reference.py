@@ -14,6 +14,7 @@ import pytest
 from edl.discovery import StudentRecord, keys
 from edl.discovery.assignment import Summary
 from edl.discovery.records import format_assignment, format_rate, parse_assignment, parse_rate
+from edl.distill.metrics import FIGURES, LATENCY
 from edl.serving.client.entry import Entry
 from edl.serving.server.metrics import Metrics
 
@@ -244,13 +245,20 @@ def test_the_examples_of_values_are_what_the_code_writes():
 # --- metrics -----------------------------------------------------------------------------------
 
 
-def test_every_metric_is_in_the_reference():
-    names = [
-        metric.name + ("_total" if metric.type == "counter" else "")
-        for metric in Metrics().registry.collect()
-    ]
-    names += [f"edl_service_{field.name}" for field in dataclasses.fields(Summary)]
-    assert not [name for name in names if f"`{name}`" not in PAGES["serving.md"]]
+def metrics():
+    """Name and kind of all that is served."""
+    found = {metric.name: metric.type for metric in Metrics().registry.collect()}
+    found |= {figure.name: figure.kind for figure in FIGURES}
+    found |= {f"edl_service_{field.name}": "gauge" for field in dataclasses.fields(Summary)}
+    found[LATENCY] = "histogram"
+    return {(f"{name}_total" if kind == "counter" else name, kind) for name, kind in found.items()}
+
+
+def test_the_table_of_figures_has_every_metric_and_no_other():
+    row = r"^\| `(edl_\w+)` \| (\w+) \| [\w ]+ \| .+ \| .*\|$"
+    table = re.findall(row, PAGES["figures.md"], re.MULTILINE)
+    assert len(table) == len(set(table))
+    assert set(table) == metrics()
 
 
 # --- docstrings, measurements, drawings --------------------------------------------------------

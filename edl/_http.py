@@ -1,0 +1,74 @@
+"""A small HTTP server for what is read now and then: figures, and where they are found."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Sequence
+from typing import Any, Callable
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from edl._endpoints import endpoint_of
+
+#: Seconds that a connection may be silent, so that nobody keeps a thread by saying nothing.
+_SILENCE = 10.0
+
+
+class HttpServer:
+    """Serves a WSGI application on the first port that is free, from threads of its own, until
+    ``close``. ``ports``: those to try, in turn; 0 is any free one. Raises OSError if there is none.
+    """
+
+    def __init__(self, application: Callable[..., Any], host: str, ports: Sequence[int]) -> None:
+        self._server = _bind(host, ports)
+        self._server.set_app(application)
+        self.endpoint = endpoint_of(host, self._server.server_address[1])
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, name="edl-http", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:  # no thread can be started
+            self._server.server_close()
+            raise
+
+    def close(self) -> None:
+        """Serve no more. The port is free at once, even if a process that was forked from this one
+        has inherited the socket: it is ended for all, which also wakes the thread.
+        """
+        if self._thread.is_alive():
+            self._server.socket.shutdown(socket.SHUT_RDWR)
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENCE
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are no news."""
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_port = False  # or two processes would share a port, each unseen half of the time
+
+    def server_bind(self) -> None:
+        """Without the name of the host, which takes seconds where nobody answers for it."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+def _bind(host: str, ports: Sequence[int]) -> _Server:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    kind = type("_Server", (_Server,), {"address_family": family})
+    failure = OSError(f"no port to listen on was given for {host}")
+    for port in ports:
+        try:
+            return kind((host, port), _Handler)
+        except socket.gaierror:  # so is no other
+            raise
+        except OSError as error:
+            failure = error
+    raise failure
