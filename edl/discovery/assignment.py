@@ -11,13 +11,14 @@ from typing import Optional
 from edl.discovery.balance import Assignment, Student, balance, rates
 from edl.discovery.keys import ASSIGNMENTS, NODES, RATES, STUDENTS, under
 from edl.discovery.records import StudentRecord, differs, parse_assignment, parse_rate
+from edl.discovery.wanted import NO_LIMIT, Load, Need, mean, need
 
 
 @dataclass(frozen=True)
 class Summary:
     """Demand and supply of a service. Rates in rows per second; ``demand`` counts students who
     would use any number of teachers with what they get now, and ``unsatisfied`` says how many want
-    more than they get.
+    more than they get. ``wanted``: how many teachers there should be, see ``wanted``.
     """
 
     students: int = 0
@@ -27,15 +28,19 @@ class Summary:
     unsatisfied: int = 0
     idle: int = 0
     links: int = 0
+    wanted: int = 0
 
 
 @dataclass
 class Plan:
-    """What follows from a service's entries: the assignment, and what it amounts to."""
+    """What follows from a service's entries: the assignment, what it amounts to (how many teachers
+    are wanted aside, which takes time to tell), and from what that is told.
+    """
 
     assignment: Assignment
     current: dict[str, frozenset[str]]
     summary: Summary
+    load: Load
 
     def changed(self) -> dict[str, Optional[frozenset[str]]]:
         """Assignments to write, None for those to delete."""
@@ -85,14 +90,29 @@ def plan(entries: Mapping[str, str], rates_in_use: Rates) -> Plan:
     teachers = rates_in_use.update(measured)
     students = {
         name: Student(
-            record.max_teachers or 1 << 30,
+            record.max_teachers or NO_LIMIT,
             math.inf if record.want is None else record.want,
             frozenset(record.avoid),
         )
         for name, record in records.items()
     }
     assignment = balance(teachers, students, current)
-    return Plan(assignment, current, _summarise(teachers, students, assignment))
+    got = rates(teachers, assignment)
+    known = mean(teachers[endpoint] for endpoint, rate in measured.items() if rate)
+    load = Load(len(teachers), known, _needs(records, got))
+    return Plan(assignment, current, _summarise(teachers, students, assignment, got), load)
+
+
+def _needs(records: Mapping[str, StudentRecord], got: Mapping[str, float]) -> tuple[Need, ...]:
+    """Of the students that want any teachers."""
+    return tuple(
+        Need(
+            need(record.want, record.rows_per_second, record.waits, got[name]),
+            record.max_teachers or NO_LIMIT,
+        )
+        for name, record in records.items()
+        if record.want != 0
+    )
 
 
 def _seen(
@@ -114,9 +134,11 @@ def _seen(
 
 
 def _summarise(
-    teachers: Mapping[str, float], students: Mapping[str, Student], assignment: Assignment
+    teachers: Mapping[str, float],
+    students: Mapping[str, Student],
+    assignment: Assignment,
+    got: Mapping[str, float],
 ) -> Summary:
-    got = rates(teachers, assignment)
     used = {teacher for links in assignment.values() for teacher in links}
     wants = {
         name: student.want if student.want < math.inf else got[name]

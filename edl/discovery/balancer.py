@@ -4,7 +4,8 @@ Candidates wait at ``leader``. Whoever gets there puts its name under a lease, w
 service, and writes what ``balance`` says: each student's assignment in a key of its own, in
 transactions that fail if the leader is another by then. When it dies, its lease ends, and another
 candidate goes on from the assignment as it stands. The lease is kept by a thread that does nothing
-else: however long balancing takes, who leads goes on to lead.
+else: however long balancing takes, who leads goes on to lead, unless it is a student and a process
+that does nothing else has come.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Callable, Optional
 
 from edl._threads import Loop
 from edl.discovery import CLOSE_WITHIN
 from edl.discovery.assignment import Plan, Rates, Summary, plan
 from edl.discovery.etcd import Etcd
-from edl.discovery.keys import ASSIGNMENTS, BALANCE, LEADER, service_prefix
+from edl.discovery.keys import ASSIGNMENTS, BALANCE, CANDIDATE, LEADER, service_prefix
 from edl.discovery.leased import LeasedKey
-from edl.discovery.records import format_assignment
+from edl.discovery.records import format_assignment, parse_wanted
+from edl.discovery.wanted import Bounds, Wanted
 from edl.discovery.watch import Members, Watch
 from edl.errors import DiscoveryError
 
@@ -36,6 +38,7 @@ _DEBOUNCE = 0.05
 _REST = 4  # times as long as the last balancing took, so that students' threads go on
 _LONGEST_REST = 2.0
 _RETRY_DELAY = 1.0
+_LOOK_EVERY = 1.0  # at how many teachers are wanted, which time alone may change
 _MAX_OPERATIONS = 100  # in one transaction; etcd's own limit is 128
 
 #: Keys of a service without its prefix, and what to put there (None: delete it).
@@ -45,11 +48,13 @@ Writes = Mapping[str, Optional[str]]
 class Balancer:
     """A candidate for a service's leadership, on a thread of its own.
 
-    ``eager``: campaign at once; otherwise leave others a moment first (a process that does nothing
-    else is to be preferred to a student). ``ttl``: seconds after which another one follows a leader
-    that has died. ``on_summary`` is called with a Summary, on that thread, after every balancing.
-    Raises ConfigError for a service name that cannot be; an etcd that does not answer is tried
-    again.
+    ``eager``: campaign at once, and say so at ``candidate``; others leave it a moment first, and
+    step down for it (a process that does nothing else is to be preferred to a student). ``ttl``:
+    seconds after which another one follows a leader that has died. ``bounds``: of the number of
+    teachers wanted; None: the default ones. ``on_summary`` is called with a Summary, on that
+    thread, after every balancing and when the number wanted has changed; with None when this does
+    not lead any more. Raises ConfigError for a service name that cannot be; an etcd that does not
+    answer is tried again.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class Balancer:
         *,
         ttl: int = LEADER_TTL,
         eager: bool = False,
-        on_summary: Callable[[Summary], None] = lambda summary: None,
+        bounds: Optional[Bounds] = None,
+        on_summary: Callable[[Optional[Summary]], None] = lambda summary: None,
     ) -> None:
         self.name = uuid.uuid4().hex
         self.leading = False
@@ -67,8 +73,10 @@ class Balancer:
         self._prefix = service_prefix(service)
         self._ttl = ttl
         self._eager = eager
+        self._bounds = bounds or Bounds()
         self._on_summary = on_summary
         self._leadership = LeasedKey(etcd, self._prefix + LEADER, ttl)
+        self._candidacy = LeasedKey(etcd, self._prefix + CANDIDATE, ttl)
         self._entries: Members = {}
         self._changed = threading.Event()
         self._vacant = threading.Event()
@@ -92,6 +100,7 @@ class Balancer:
         """Wait until nobody leads, stand for election, and lead if elected."""
         try:
             if self._wait_for_vacancy() and self._leadership.take(self.name):
+                self._candidacy.release()
                 self._lead()
         except DiscoveryError as error:
             logger.debug("balancing %s: %s", self._prefix, error)
@@ -111,8 +120,9 @@ class Balancer:
         watch = Watch(self._etcd, self._prefix + LEADER, on_change)
         watch.start()
         try:
-            while not self._vacant.is_set() and not self._loop.stopped.is_set():
-                self._vacant.wait(_RETRY_DELAY)
+            while not self._vacant.wait(_RETRY_DELAY) and not self._loop.stopped.is_set():
+                if self._eager and not (self._candidacy.held and self._candidacy.keep()):
+                    self._candidacy.take(self.name)
         finally:
             watch.close()
         if not self._eager:
@@ -121,10 +131,11 @@ class Balancer:
 
     def _step_down(self) -> None:
         self.leading = False
-        try:
-            self._leadership.release()
-        except DiscoveryError as error:  # it ends by itself
-            logger.debug("stepping down from %s: %s", self._prefix, error)
+        for key in (self._candidacy, self._leadership):
+            try:
+                key.release()
+            except DiscoveryError as error:  # it ends by itself
+                logger.debug("letting go of %s: %s", key.key, error)
 
     # --- the leader -------------------------------------------------------------------------
 
@@ -150,6 +161,7 @@ class Balancer:
             keeper.stop()
             watch.close()
             keeper.join(self._ttl)  # the lease is its own until then
+            self._on_summary(None)
 
     def _keep_leading(self) -> None:
         if not self._over.is_set() and not self._is_kept():
@@ -166,24 +178,37 @@ class Balancer:
     def _balance_until_over(self) -> None:
         rates_in_use, summary, took = Rates(), Summary(), 0.0
         settled: Members = {}
+        result: Optional[Plan] = None
+        wanted: Optional[Wanted] = None
         while not self._loop.stopped.is_set():
-            self._changed.wait()
+            self._changed.wait(_LOOK_EVERY)
             # Changes come in company.
             if self._over.wait(max(_DEBOUNCE, min(_LONGEST_REST, _REST * took))):
                 return
             self._changed.clear()
             entries = self._entries
-            if entries == settled:  # what changed is what was written here
+            if not entries:  # nothing was heard yet
                 continue
             if entries.get(LEADER) != self.name:
                 logger.warning("%s is balanced by another process now", self._prefix)
                 return
+            if CANDIDATE in entries and not self._eager:
+                logger.info("%s has a balancer of its own", self._prefix)
+                return
             started = time.monotonic()
-            result = plan(entries, rates_in_use)
+            news = entries != settled  # otherwise what changed is what was written here
+            if news or result is None:
+                result = plan(entries, rates_in_use)
+            if wanted is None:
+                wanted = Wanted(self._bounds, parse_wanted(entries.get(BALANCE, "")))
+            result = with_wanted(result, wanted.update(started, result.load))
+            if not news and result.summary == summary:
+                continue
             self._on_summary(result.summary)
             writes = changes(result, summary)
             if all(self._write(portion) for portion in portions(writes)):
                 summary, settled = result.summary, applied(entries, writes)
+                result = replace(result, current=result.assignment)
             # Otherwise the next look, or the lease, says who leads.
             took = time.monotonic() - started
 
@@ -202,6 +227,11 @@ class Balancer:
             return written
 
         return self._etcd.call(guarded)
+
+
+def with_wanted(result: Plan, number: int) -> Plan:
+    """The same plan, with how many teachers are wanted in its summary."""
+    return replace(result, summary=replace(result.summary, wanted=number))
 
 
 def changes(result: Plan, before: Summary) -> Writes:

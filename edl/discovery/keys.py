@@ -10,6 +10,8 @@
                                                       a lease
 ``/service/<service>/assignments/<id>``               the teachers that a student is to use
 ``/service/<service>/leader``                         who assigns, with a lease
+``/service/<service>/candidate``                      a process that does nothing but assign, and
+                                                      waits to lead, with a lease
 ``/service/<service>/balance``                        demand and supply, for people and autoscalers
 ``/service/<service>/labelling/<job>/<part>``         who labels what ahead of training, with a
                                                       lease (see ``claims``)
@@ -27,7 +29,7 @@ from edl.errors import ConfigError
 
 ROOT = "/service"
 NODES, RATES, STUDENTS, ASSIGNMENTS = "nodes/", "rates/", "students/", "assignments/"
-LEADER, BALANCE = "leader", "balance"
+LEADER, CANDIDATE, BALANCE = "leader", "candidate", "balance"
 
 
 def service_prefix(service: str) -> str:

@@ -23,6 +23,7 @@ STUDENT_TTL = 10
 
 _REPORT_EVERY = 5.0
 _NOISE_OF_ONE = 0.5
+_NOISE_OF_WAITS = 0.05  # of the time
 
 
 class Participation:
@@ -111,6 +112,7 @@ def _is_news(old: StudentRecord, new: StudentRecord) -> bool:
     before, after = (sum(record.rates[teacher] for teacher in known) for record in (old, new))
     return (
         differs(old.rows_per_second, new.rows_per_second)
+        or abs((old.waits or 0.0) - (new.waits or 0.0)) > _NOISE_OF_WAITS
         or bool(new.rates.keys() - old.rates.keys())
         or old.ways != new.ways
         or differs(before, after)

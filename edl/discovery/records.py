@@ -41,7 +41,8 @@ class StudentRecord:
     teachers as it sees them. ``avoid``: teachers that it cannot use at the moment.
     ``rows_per_second``: what it consumes. ``ways``: how tensors travel to the teachers that it is
     connected to, for people: "tcp", "unix socket", "shared memory", "grpc". ``metrics``: the
-    ``host:port`` at which it serves metrics, None if it does not.
+    ``host:port`` at which it serves metrics, None if it does not. ``waits``: the share of its time
+    that it waits for teachers, 0 to 1; None if that is not measured.
     """
 
     max_teachers: Optional[int] = None
@@ -51,6 +52,7 @@ class StudentRecord:
     rows_per_second: float = 0.0
     ways: Mapping[str, str] = field(default_factory=dict)
     metrics: Optional[str] = None
+    waits: Optional[float] = None
 
     def to_json(self, **extra: Any) -> str:
         """One line for the registry."""
@@ -72,6 +74,7 @@ class StudentRecord:
             _within(0.0, value.get("rows_per_second")) or 0.0,
             parse_ways(value.get("ways")),
             parse_address(value.get("metrics")),
+            _within(0.0, value.get("waits"), 1.0),
         )
 
 
@@ -114,6 +117,12 @@ def parse_rate(text: str) -> Optional[float]:
     return _within(_LEAST_RATE, read_object(text).get("rate"))
 
 
+def parse_wanted(text: str) -> Optional[int]:
+    """How many teachers a service's balance says are wanted; None if it does not."""
+    number = _within(0.0, read_object(text).get("wanted"))
+    return None if number is None else int(min(number, 1 << 30))
+
+
 def differs(before: float, after: float, noise: float = _NOISE) -> bool:
     """Whether two measurements differ by more than noise, a share of the larger."""
     return abs(after - before) > noise * max(before, after)
@@ -135,10 +144,12 @@ def as_number(value: Any) -> Optional[float]:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _within(least: float, value: Any) -> Optional[float]:
-    """Rows per second out of ``read_object``; None if they are not a number, or impossible."""
+def _within(least: float, value: Any, most: float = _MOST_RATE) -> Optional[float]:
+    """A number, such as rows per second, out of ``read_object``; None if it is not one, or
+    impossible.
+    """
     number = as_number(value)
-    return number if number is not None and least <= number <= _MOST_RATE else None
+    return number if number is not None and least <= number <= most else None
 
 
 def _strings(value: Any) -> frozenset[str]:

@@ -198,6 +198,12 @@ class Dispatch(Generic[Payload]):
         batch = self._batches.get(self._head)
         return None if batch is None or batch.complete else batch.since
 
+    @property
+    def head_since(self) -> Optional[float]:
+        """When the first batch that was not taken was added; None if there is none."""
+        batch = self._batches.get(self._head)
+        return None if batch is None else batch.since
+
     def take(self) -> Optional[Finished[Payload]]:
         """The next batch in order, if it is finished; where the order is none, whichever is."""
         if not self.ready:

@@ -109,6 +109,8 @@ class Exchange:
         self._waited: tuple[float, Optional[float]] = 0.0, None
         self._in_streams = 0.0  # seconds, of those that have ended
         self._opened_at = 0.0
+        self._waited_for_teachers = 0.0  # the part of it after the batch had been read
+        self._taking_since: Optional[float] = None
         self._request_wait = Wait(config.teachers, unheard, config.no_teacher_timeout)
         self._answers_of = ""  # the model of the answers that are held
         self._demand = Demand()
@@ -202,7 +204,8 @@ class Exchange:
             if not self._is_current(stream):
                 return False
             rows, nbytes, task_rows = batch.rows, batch.nbytes, self._config.task_rows
-            self._dispatch.add(batch, rows, nbytes, task_rows, spared=batch.spared)
+            now = time.monotonic()
+            self._dispatch.add(batch, rows, nbytes, task_rows, now, batch.spared)
             self._wake()
             return True
 
@@ -235,13 +238,17 @@ class Exchange:
         """What ``take`` returns, and how many batches are ready then."""
         config = self._config
         wait = Wait(config.teachers, self._unheard, config.no_teacher_timeout, since)
+        self._taking_since = since
         while True:
             with self._lock:
                 if self._dispatch.ready and self._is_current(stream):
+                    self._waited_for_teachers = self._waiting(time.monotonic())
+                    self._taking_since = None
                     return self._take(), self._dispatch.ready_batches
                 if not self._is_current(stream):
                     raise ReaderError("the reader was closed, or left, while it was being iterated")
                 if self._all_read and not self._dispatch.pending:
+                    self._taking_since = None
                     return None, 0
                 now = time.monotonic()
                 needed = not config.stored or self._dispatch.blocked
@@ -260,6 +267,13 @@ class Exchange:
         self._wake()
         return finished
 
+    def _waiting(self, now: float) -> float:
+        """Seconds so far that the student has waited for teachers, and not for its source."""
+        taking, read = self._taking_since, self._dispatch.head_since
+        if taking is None or read is None:
+            return self._waited_for_teachers
+        return self._waited_for_teachers + max(0.0, now - max(taking, read))
+
     def _is_current(self, stream: Union[Stream, RequestStream]) -> bool:
         return stream is self._stream and not stream.left and not self._closed
 
@@ -269,7 +283,7 @@ class Exchange:
         """
         if self._stream is None:
             return
-        self._stream = None
+        self._stream = self._taking_since = None
         self._in_streams += time.monotonic() - self._opened_at
         self._roster.bound = False
         if self._dispatch.in_order:
@@ -415,7 +429,8 @@ class Exchange:
             if not dispatch.in_order:  # what is finished is taken at once: it says nothing
                 low, high = dispatch.waiting > 0, not dispatch.waiting
             if dispatch.pending:
-                self._demand.update(now, dispatch.counters.work, low=low, high=high)
+                waited = self._waiting(now) if dispatch.in_order else None
+                self._demand.update(now, dispatch.counters.work, low=low, high=high, waited=waited)
             return self._record(now)
 
     def _record(self, now: float) -> StudentRecord:
@@ -428,6 +443,7 @@ class Exchange:
             0.0 if resting else round(self._demand.rows_per_second, 1),
             self._ways(),
             self._config.metrics,
+            None if resting or self._demand.waits is None else round(self._demand.waits, 2),
         )
 
     def _ways(self) -> dict[str, str]:

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from edl.discovery import Balancer, Etcd, Participation, Registration, StudentRecord
-from edl.discovery.keys import LEADER, service_prefix
+from edl.discovery.keys import BALANCE, CANDIDATE, LEADER, service_prefix
 from edl.discovery.records import format_assignment, parse_assignment
+from edl.discovery.wanted import Bounds
 from edl.discovery.watch import list_prefix
 from tests.support.processes import eventually
 
@@ -236,3 +237,37 @@ def test_a_student_outside_an_epoch_gives_its_teachers_back_and_gets_some_when_i
     eventually(lambda: world.sizes() == [0, 6])
     a.report(StudentRecord())
     eventually(lambda: world.sizes() == [3, 3])
+
+
+def test_a_student_that_leads_makes_room_for_who_does_nothing_else(world, etcd, service):
+    world.teacher(TEACHERS[0])
+    world.student("a")
+    eventually(lambda: world.assigned.get("a") == {TEACHERS[0]})
+    assert leader(etcd, service)
+    summaries = []
+    balancer = world.balancer(on_summary=summaries.append)
+    eventually(lambda: leader(etcd, service) == balancer.name)
+    eventually(lambda: summaries)
+    assert CANDIDATE not in entries(etcd, service)
+    balancer.stop()
+    assert summaries[-1] is None, "it says nothing any more, and that it does not"
+    eventually(lambda: leader(etcd, service) not in (None, balancer.name))
+
+
+def test_how_many_teachers_are_wanted_is_in_the_registry_and_the_next_leader_goes_on(
+    world, etcd, service
+):
+    def wanted():
+        return json.loads(entries(etcd, service).get(BALANCE, "{}")).get("wanted")
+
+    for endpoint in TEACHERS[:2]:
+        world.teacher(endpoint, rate=10.0)
+    bounds = Bounds(most=3)
+    first = world.balancer(bounds=bounds)
+    world.student("a", StudentRecord(want=100.0), lead=False)
+    eventually(lambda: wanted() == 3)
+    first.stop()
+    second = world.balancer(bounds=Bounds(most=5))
+    eventually(lambda: second.leading)
+    world.teacher(TEACHERS[2], rate=10.0)
+    eventually(lambda: wanted() == 5)

@@ -63,3 +63,16 @@ def test_what_is_consumed_is_measured():
     demand = Demand()
     run(demand, 30, rate=250)
     assert 240 < demand.rows_per_second < 260
+
+
+def test_the_share_of_time_that_is_waited_is_measured_over_the_same_seconds():
+    demand = Demand()
+    for second in range(30):
+        demand.update(second, 100 * second, low=True, high=False, waited=0.75 * second)
+    assert 0.74 < demand.waits <= 0.75
+
+
+def test_who_does_not_wait_says_nothing_of_it():
+    demand = Demand()
+    run(demand, 30, rate=250)
+    assert demand.waits is None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edl.cli.balancer import GAUGES
 from edl.discovery import StudentRecord, keys
 from edl.discovery.assignment import Summary
 from edl.discovery.records import format_assignment, format_rate, parse_assignment, parse_rate
@@ -249,7 +250,8 @@ def metrics():
     """Name and kind of all that is served."""
     found = {metric.name: metric.type for metric in Metrics().registry.collect()}
     found |= {figure.name: figure.kind for figure in FIGURES}
-    found |= {f"edl_service_{field.name}": "gauge" for field in dataclasses.fields(Summary)}
+    assert GAUGES.keys() == {field.name for field in dataclasses.fields(Summary)}
+    found |= {name: "gauge" for name, _ in GAUGES.values()}
     found[LATENCY] = "histogram"
     return {(f"{name}_total" if kind == "counter" else name, kind) for name, kind in found.items()}
 
