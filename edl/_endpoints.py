@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Sequence
@@ -33,6 +34,19 @@ def own_address(towards: tuple[str, int]) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(towards)  # which sends nothing: these are datagrams
         return sock.getsockname()[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to a host, by name or address, stays on this machine."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_same_machine(ours: str, peer: str) -> bool:
+    """Whether a connection between two addresses stays on this machine."""
+    return ours == peer or is_loopback(peer)
 
 
 def split_endpoints(text: Union[str, Sequence[str]]) -> list[str]:

@@ -59,6 +59,12 @@ class AccessDenied(TeacherError):
     """The teacher wants a token that it was not shown."""
 
 
+class TlsRefused(TeacherError):
+    """There is no TLS with the teacher as it is wanted: its certificate is not accepted here, or
+    ours there, or one of both speaks plain text. Nothing was asked of it.
+    """
+
+
 class TeacherUnavailable(TeacherError):
     """The teacher answered that it cannot serve now (draining, busy); another one may."""
 

@@ -27,6 +27,7 @@ MAY_IMPORT = {
         "edl.serving.model",
     },
     "edl.integrations": {"edl.distill"},
+    "edl.view": {"edl.discovery"},
 }
 
 

@@ -175,7 +175,7 @@ def _teacher(endpoint: str, options: Mapping[str, Any]) -> Callable[[int, int], 
             clients=clients,
             seconds=options["seconds"],
             timeout=timeout,
-            counters=lambda: read_counters(endpoint, token),
+            counters=lambda: read_counters(endpoint, token, entry.tls),
         )
 
     return measure_one

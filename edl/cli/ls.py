@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from typing import Any, Optional
 
 import click
 
 from edl.cli.example import example
+from edl.view.text import age, number, plain
 
 _REDRAW_EVERY = 1.0
-_LONGEST = 1000
 _ROWS, _TOKENS = "rows/s", "tokens/s"
 
 
@@ -24,6 +23,7 @@ _ROWS, _TOKENS = "rows/s", "tokens/s"
 def command(etcd: str, service: Optional[str], as_json: bool, watch: bool) -> None:
     """Show services, their teachers and students, and who works for whom."""
     from edl.discovery import Etcd
+    from edl.view.registry import read
 
     with Etcd(etcd) as client:
         if watch and not as_json:
@@ -42,58 +42,10 @@ def command(etcd: str, service: Optional[str], as_json: bool, watch: bool) -> No
             time.sleep(_REDRAW_EVERY)
 
 
-def read(client: Any, only: Optional[str] = None) -> dict[str, Any]:
-    """Everything in the registry, by service. Raises EtcdUnavailable."""
-    from edl.discovery.keys import ROOT, service_prefix
-    from edl.discovery.watch import list_prefix
-
-    prefix = service_prefix(only) if only else f"{ROOT}/"
-    entries, _ = list_prefix(client, prefix)
-    services: dict[str, dict[str, str]] = {}
-    for key, text in sorted(entries.items()):
-        name, _, rest = (only, "/", key) if only else key.partition("/")
-        services.setdefault(name, {})[rest] = text
-    return {name: describe(entries) for name, entries in services.items()}
-
-
-def describe(entries: Mapping[str, str]) -> dict[str, Any]:
-    """A service's entries, whatever is in them, as plain values for JSON."""
-    from edl.discovery.keys import ASSIGNMENTS, BALANCE, LEADER, NODES, RATES, STUDENTS, under
-    from edl.discovery.records import parse_assignment, parse_rate, read_object
-
-    teachers = {endpoint: _object(text) for endpoint, text in under(entries, NODES).items()}
-    for endpoint, text in under(entries, RATES).items():
-        rate = parse_rate(text)
-        if endpoint in teachers and rate is not None:
-            teachers[endpoint]["rate"] = rate
-    assigned = under(entries, ASSIGNMENTS)
-    students = {
-        student: {
-            **read_object(text),
-            "teachers": sorted(parse_assignment(assigned.get(student, ""))),
-        }
-        for student, text in under(entries, STUDENTS).items()
-    }
-    balance = read_object(entries.get(BALANCE, ""))
-    return {
-        "teachers": teachers,
-        "students": students,
-        "leader": entries.get(LEADER),
-        "balance": balance,
-    }
-
-
-def _object(text: str) -> dict[str, Any]:
-    """An entry's value; free text, as the original wrote, under "info"."""
-    from edl.discovery.records import read_object
-
-    return read_object(text) or (
-        {"info": text[:_LONGEST]} if text.strip() not in ("", "{}") else {}
-    )
-
-
 def _watch(client: Any, service: Optional[str]) -> None:
     from rich.live import Live
+
+    from edl.view.registry import read
 
     try:
         with Live(tables(read(client, service)), refresh_per_second=4, screen=True) as live:
@@ -123,14 +75,14 @@ def _headline(name: str, one: dict[str, Any]) -> Any:
     line = f"{name}: {len(one['teachers'])} teachers, {len(one['students'])} students"
     if one["balance"] and one["leader"]:  # otherwise it is of the past
         demand, supply, unsatisfied, idle = (
-            _number(one["balance"].get(name)) or "?"
-            for name in ("demand", "supply", "unsatisfied", "idle")
+            number(one["balance"].get(key)) or "?"
+            for key in ("demand", "supply", "unsatisfied", "idle")
         )
         line += f"; demand {demand} and supply {supply} {_unit(one)}"
         line += f", {unsatisfied} want more, {idle} teachers idle"
     if not one["leader"]:
         line += "; nobody balances"
-    return Text(_plain(line), style="bold")
+    return Text(plain(line), style="bold")
 
 
 def _teachers(one: dict[str, Any]) -> Any:
@@ -145,8 +97,8 @@ def _teachers(one: dict[str, Any]) -> Any:
             endpoint,
             entry.get("protocol", entry.get("info", "")),
             entry.get("device", ""),
-            _age(entry.get("since")),
-            _number(entry.get("rate")),
+            age(entry.get("since")),
+            number(entry.get("rate")),
             users.get(endpoint, 0),
             entry.get("hostname", ""),
         )
@@ -160,9 +112,9 @@ def _students(one: dict[str, Any]) -> Any:
             table,
             student[:8],
             f"{record.get('hostname', '')} ({record.get('pid', '')})",
-            _age(record.get("since")),
-            _number(record.get("rows_per_second")),
-            _number(record.get("want")) or "any",
+            age(record.get("since")),
+            number(record.get("rows_per_second")),
+            number(record.get("want")) or "any",
             record.get("max_teachers") or "",
             ", ".join(_with_way(record, teacher) for teacher in record["teachers"]) or "none",
         )
@@ -178,11 +130,10 @@ def _with_way(record: dict[str, Any], teacher: str) -> str:
 
 
 def _unit(one: dict[str, Any]) -> str:
-    """What the rates of a service are in: its teachers say whether their rows are sequences."""
-    said = [entry.get("feeds") for entry in one["teachers"].values()]
-    feeds = [feed for each in said if isinstance(each, dict) for feed in each.values()]
-    sequences = any(isinstance(feed, dict) and "pad" in feed for feed in feeds)
-    return _TOKENS if sequences else _ROWS
+    """What the rates of a service are in, as a column's title."""
+    from edl.view.registry import unit
+
+    return f"{unit(one)}/s"
 
 
 def _table(*columns: str) -> Any:
@@ -198,31 +149,4 @@ def _table(*columns: str) -> Any:
 def _add_row(table: Any, *cells: Any) -> None:
     from rich.text import Text
 
-    table.add_row(*(Text(_plain(str(cell))) for cell in cells))
-
-
-def _plain(text: str) -> str:
-    """What a terminal shows and does not obey, in a length that can be read."""
-    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
-
-
-def _number(value: Any) -> str:
-    """A number for people; nothing if it is not one."""
-    from edl.discovery.records import as_number
-
-    number = as_number(value)
-    return "" if number is None else f"{number:,.0f}" if abs(number) < 1e15 else f"{number:.1e}"
-
-
-def _age(since: Any) -> str:
-    from edl.discovery.records import as_number
-
-    started = as_number(since)
-    if started is None:
-        return ""
-    seconds = max(0, int(time.time() - started))
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    table.add_row(*(Text(plain(str(cell))) for cell in cells))

@@ -18,6 +18,8 @@ _COMMANDS = {
     "teacher": ("edl.cli.teacher", "Host a teacher model."),
     "register": ("edl.cli.register", "Keep a server in the registry while it is healthy."),
     "ls": ("edl.cli.ls", "Show services, teachers, students and assignments."),
+    "top": ("edl.cli.top", "Show who waits for whom, and what to do about it."),
+    "dashboard": ("edl.cli.dashboard", "The same as a web page, with the last hour."),
     "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "bench": ("edl.cli.bench", "Measure how fast a teacher is."),

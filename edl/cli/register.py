@@ -108,6 +108,7 @@ def command(servers: tuple[str, ...], advertise: Optional[str], **options: Any) 
 
 def _entry(options: dict[str, Any]) -> Entry:
     from edl.serving.client.entry import Entry
+    from edl.serving.client.tls import Trust
 
     extra = {
         "hostname": socket.gethostname(),
@@ -115,7 +116,8 @@ def _entry(options: dict[str, Any]) -> Entry:
         "since": round(time.time(), 3),
     }
     description = _description(options["conf"], options["model"])
-    return Entry(options["protocol"], options["form"], description, extra)
+    secured = options["protocol"] == "baidu_std" and Trust.from_environment().ca is not None
+    return Entry(options["protocol"], options["form"], description, extra, secured or None)
 
 
 def _description(conf: Optional[Path], directory: Optional[Path]) -> Optional[Description]:

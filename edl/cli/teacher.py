@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edl.discovery import Etcd, Registration
     from edl.serving.client.entry import Entry
     from edl.serving.server.server import TeacherServer
+    from edl.serving.server.tls import ServerTls
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,18 @@ _STARTED = round(time.time(), 3)
     help="What clients must show. Better as the environment variable EDL_TOKEN: others on this "
     "machine can read a command line.",
 )
+@click.option(
+    "--tls-cert",
+    envvar="EDL_TLS_CERT",
+    help="Its certificate, a file in PEM format with those that lead to its authority behind it: "
+    "then TLS only is spoken. Read again when it changes.",
+)
+@click.option("--tls-key", envvar="EDL_TLS_KEY", help="The certificate's key, without a password.")
+@click.option(
+    "--tls-client-ca",
+    envvar="EDL_TLS_CLIENT_CA",
+    help="The authorities that sign clients' certificates: clients must have one.",
+)
 def command(**options: Any) -> None:
     """Host a teacher model behind Paddle Serving's protocol.
 
@@ -131,6 +144,10 @@ def command(**options: Any) -> None:
         raise click.UsageError("--top-k is for --causal-lm; others give as many as are asked for")
     if bool(options["etcd"]) != bool(options["service"]):
         raise click.UsageError("--etcd and --service go together")
+    if bool(options["tls_cert"]) != bool(options["tls_key"]):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    if options["tls_client_ca"] and not options["tls_cert"]:
+        raise click.UsageError("--tls-client-ca needs --tls-cert and --tls-key")
     asyncio.run(_serve(options))
 
 
@@ -161,6 +178,7 @@ async def _serve(options: dict[str, Any]) -> None:
         max_queued=options["max_queued"],
         token=options["token"] or "",
         local=options["local"],
+        tls=_tls(options),
     )
     server = TeacherServer(processes(predictor, options["workers"]), server_options)
     stop = _stop_on_signals()
@@ -170,6 +188,14 @@ async def _serve(options: dict[str, Any]) -> None:
         raise click.ClickException("stopped at once by a second signal") from None
     finally:
         await server.stop()
+
+
+def _tls(options: dict[str, Any]) -> Optional[ServerTls]:
+    from edl.serving.server.tls import ServerTls
+
+    if not options["tls_cert"]:
+        return None
+    return ServerTls(options["tls_cert"], options["tls_key"], options["tls_client_ca"] or None)
 
 
 def _pad(text: str) -> tuple[str, Union[int, float]]:
@@ -259,7 +285,7 @@ def _entry(server: TeacherServer) -> Entry:
         "workers": len(engine.worker_pids),
         "since": _STARTED,
     }
-    return Entry(description=engine.description, extra=extra)
+    return Entry(description=engine.description, extra=extra, tls=server.speaks_tls)
 
 
 def _advertised_host(options: dict[str, Any]) -> str:

@@ -34,11 +34,12 @@ from edl.errors import (
     TeacherError,
     TeacherFailed,
     TeacherProtocolError,
+    TlsRefused,
     WireError,
 )
 from edl.serving.client.entry import Client, Entry
 from edl.serving.client.local import connect_nearer, socket_of
-from edl.serving.client.teacher import TCP
+from edl.serving.client.teacher import TLS
 from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ class TeacherLink:
         started = time.monotonic()
         try:
             self._serve_once()
+        except TlsRefused as error:
+            self._desk.link_down(self, None, error.message, unfit=True)
         except TeacherError as error:
             self._desk.link_down(self, None, error.message)
         except ConfigError as error:
@@ -186,7 +189,7 @@ class TeacherLink:
                 self._wait_for_another(client, entry, str(error))
                 return
             path = socket_of(self.endpoint, description) if self._wants.local else ""
-            nearer = self._nearer(path, description)
+            nearer = self._nearer(path, description, client.way == TLS)
             if nearer is not None:
                 stack.callback(nearer.close)
                 client.close()
@@ -209,16 +212,16 @@ class TeacherLink:
             finally:
                 if time.monotonic() - started > 2 * _BACKOFF_MOST:  # it was there for a while
                     self._backoff = _BACKOFF_FIRST
-                elif client.way != TCP:
+                elif client is nearer:
                     self._useless.add(path)
                 self._desk.link_down(self, client, reason)
 
-    def _nearer(self, path: str, description: Description) -> Optional[Client]:
+    def _nearer(self, path: str, description: Description, tls: bool) -> Optional[Client]:
         """The teacher by its Unix socket at ``path``, unless that did not last before."""
         if not path or path in self._useless:
             return None
         patience = _CONNECT_WITHIN[-1]
-        return connect_nearer(self.endpoint, path, description, self._wants.token, patience)
+        return connect_nearer(self.endpoint, path, description, self._wants.token, patience, tls)
 
     def _say_what_is_not_spared(self, plan: Plan) -> None:
         """What travels to or from this teacher although it need not; each once."""

@@ -7,6 +7,7 @@ Knows nothing of etcd. ``TeacherClient`` talks to a teacher; ``export_model`` wr
 from typing import TYPE_CHECKING, Any
 
 from edl.serving.client.teacher import TeacherClient
+from edl.serving.client.tls import Trust
 from edl.serving.model.export import export_model
 from edl.serving.model.preprocess import Preprocess
 from edl.serving.wire.description import Description, TensorSpec
@@ -14,13 +15,16 @@ from edl.serving.wire.description import Description, TensorSpec
 if TYPE_CHECKING:
     from edl.serving.server.hosting import serve
     from edl.serving.server.server import ServerOptions
+    from edl.serving.server.tls import ServerTls
 
 __all__ = [
     "Description",
     "Preprocess",
     "ServerOptions",
+    "ServerTls",
     "TeacherClient",
     "TensorSpec",
+    "Trust",
     "export_model",
     "serve",
 ]
@@ -36,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from edl.serving.server.server import ServerOptions
 
         return ServerOptions
+    if name == "ServerTls":
+        from edl.serving.server.tls import ServerTls
+
+        return ServerTls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

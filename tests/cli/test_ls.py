@@ -15,11 +15,12 @@ import urllib.request
 import pytest
 from rich.console import Console
 
-from edl.cli.ls import describe, tables
+from edl.cli.ls import tables
 from edl.discovery import Etcd, Participation, Registration, StudentRecord
 from edl.discovery.embedded import free_port
 from edl.discovery.keys import NODES, RATES
 from edl.discovery.records import format_assignment
+from edl.view.registry import describe
 from tests.support.processes import ROOT, edl, eventually
 
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, Protocol
 
-from edl.errors import ConfigError
+from edl.errors import ConfigError, TlsRefused
 from edl.serving.client.teacher import OnAnswer, Outputs, TeacherClient
+from edl.serving.client.tls import Trust
 from edl.serving.wire.description import Description
 from edl.serving.wire.pipeline_messages import FORMS, TENSORS
 
@@ -49,18 +50,23 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One teacher. ``form``: how arrays travel to a pipeline. ``extra``: whatever else is said."""
+    """One teacher. ``form``: how arrays travel to a pipeline. ``tls``: whether it speaks TLS; None
+    if nothing is said of it. ``extra``: whatever else is said.
+    """
 
     protocol: str = BAIDU_STD
     form: str = TENSORS
     description: Optional[Description] = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tls: Optional[bool] = None
 
     def to_json(self) -> str:
         """One line for the registry."""
         value: dict[str, Any] = {**self.extra, "protocol": self.protocol}
         if self.protocol == PIPELINE:
             value["form"] = self.form
+        if self.tls:
+            value["tls"] = True
         if self.description is not None:
             value = {**json.loads(self.description.to_json()), **value}
         return json.dumps(value)
@@ -85,12 +91,23 @@ class Entry:
             description: Optional[Description] = Description.from_json(text)
         except ConfigError:
             description = None
-        return cls(protocol, form, description)
+        return cls(protocol, form, description, tls=bool(value.get("tls")))
 
-    def connect(self, endpoint: str, token: str = "", timeout: float = 3.0) -> Client:
-        """A connection to the teacher at ``endpoint``. Raises TeacherUnreachable."""
+    def connect(
+        self,
+        endpoint: str,
+        token: str = "",
+        timeout: float = 3.0,
+        trust: Optional[Trust] = None,
+    ) -> Client:
+        """A connection to the teacher at ``endpoint``. ``trust``: which teachers are believed; by
+        default as the environment says. Raises TeacherUnreachable, TlsRefused.
+        """
+        trust = trust or Trust.from_environment()
         if self.protocol == PIPELINE:
+            if trust.wants_tls(endpoint, bool(self.tls)):
+                raise TlsRefused(endpoint, "it is a pipeline of Paddle Serving, which has no TLS")
             from edl.serving.client.pipeline import PipelineClient  # gRPC, for those who need it
 
             return PipelineClient(endpoint, self.description, self.form, timeout)
-        return TeacherClient(endpoint, timeout, token=token)
+        return TeacherClient(endpoint, timeout, token=token, trust=trust, tls=self.tls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from edl.errors import ConfigError, EdlError, RequestRefused
 from edl.serving.client.entry import Entry
+from edl.serving.client.teacher import TLS
 from edl.serving.wire.description import Description
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ def probe_feeds(description: Description) -> dict[str, np.ndarray]:
 
 
 def learn(endpoint: str, entry: Entry, token: str, timeout: float) -> Entry:
-    """``entry`` with what the server says of itself, where it says anything.
+    """``entry`` with what the server says of itself, where it says anything, and whether it was
+    spoken to with TLS.
 
     Raises TeacherError if it does not work.
     """
@@ -40,7 +43,8 @@ def learn(endpoint: str, entry: Entry, token: str, timeout: float) -> Entry:
             description = client.describe(timeout)
         except RequestRefused:  # it answers, but not this: a Paddle Serving
             pass
-    return Entry(entry.protocol, entry.form, description, entry.extra)
+        tls = client.way == TLS or None
+    return dataclasses.replace(entry, description=description, tls=tls)
 
 
 def check(endpoint: str, entry: Entry, probe: bool, token: str, timeout: float) -> None:

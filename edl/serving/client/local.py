@@ -26,14 +26,20 @@ def socket_of(endpoint: str, description: Description) -> str:
 
 
 def connect_nearer(
-    endpoint: str, path: str, description: Description, token: str, timeout: float
+    endpoint: str,
+    path: str,
+    description: Description,
+    token: str,
+    timeout: float,
+    tls: bool = False,
 ) -> Optional[TeacherClient]:
     """A connection to the teacher by its socket at ``path``, which says of itself what it said at
     its port; None, if there is none to be had: it may be in another container, or another user's.
+    ``tls``: its port speaks TLS; then its socket must be of a process of this user.
     """
     with contextlib.ExitStack() as stack:
         try:
-            client = TeacherClient(endpoint, timeout, token=token, path=path)
+            client = TeacherClient(endpoint, timeout, token=token, path=path, tls=tls)
             stack.callback(client.close)
             if client.describe(timeout) == description:
                 stack.pop_all()

@@ -8,7 +8,6 @@ and how long batches took to compute; what is left of their time is spent on the
 from __future__ import annotations
 
 import contextlib
-import http.client
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,14 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from edl._endpoints import parse_endpoint
 from edl.errors import ConfigError, TeacherError, WireError
 from edl.serving.client.entry import Client
+from edl.serving.client.page import read_page
 from edl.serving.wire.description import TensorSpec
 
 #: Figures of a server by name, as they stand.
 Counters = Mapping[str, float]
 
-_READ_WITHIN = 5.0
 _DIFFERENT_BATCHES = 16
 
 
@@ -162,20 +160,16 @@ def _where_time_went(grown: Counters, latencies: np.ndarray) -> dict[str, float]
     }
 
 
-def read_counters(endpoint: str, token: str = "") -> Optional[Counters]:
-    """What an ``edl teacher`` counts, from its port; None for a server that says nothing of it."""
-    host, port = parse_endpoint(endpoint)
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    connection = http.client.HTTPConnection(host, port, timeout=_READ_WITHIN)
+def read_counters(endpoint: str, token: str = "", tls: Optional[bool] = None) -> Optional[Counters]:
+    """What an ``edl teacher`` counts, from its port; None for a server that says nothing of it.
+    ``tls``: see :func:`read_page`.
+    """
     try:
-        connection.request("GET", "/metrics", headers=headers)
-        text = connection.getresponse().read(1 << 20).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
+        _, page = read_page(endpoint, "/metrics", token, tls=tls)
+    except TeacherError:
         return None
-    finally:
-        connection.close()
     counters = {}
-    for line in text.splitlines():
+    for line in page.decode("utf-8", "replace").splitlines():
         name, _, value = line.rpartition(" ")
         if name.startswith("edl_") and "{" not in name:
             with contextlib.suppress(ValueError):

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -32,9 +34,11 @@ from edl.errors import (
     TeacherTimeout,
     TeacherUnavailable,
     TeacherUnreachable,
+    TlsRefused,
     WireError,
 )
 from edl.serving.client.lending import Lending, Loan
+from edl.serving.client.tls import SecureSocket, Trust, refused, secure
 from edl.serving.wire import frame
 from edl.serving.wire.compression import compression_of, decompress
 from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE, Description
@@ -46,7 +50,9 @@ from edl.serving.wire.tensor import IOV_MAX, Buffer, Memories, drop_sent, own_co
 logger = logging.getLogger(__name__)
 
 #: The ways that tensors may take.
-TCP, UNIX_SOCKET, SHARED_MEMORY = "tcp", "unix socket", "shared memory"
+TCP, TLS, UNIX_SOCKET, SHARED_MEMORY = "tcp", "tls", "unix socket", "shared memory"
+
+Socket = Union[socket.socket, SecureSocket]
 
 Outputs = dict[str, np.ndarray]
 Answer = Union[Outputs, TeacherError]
@@ -62,6 +68,10 @@ _HELD_BYTES = 256 << 10
 
 #: Bytes of a request from which on a server may find it too large.
 _LARGE_REQUEST = 16 << 20
+
+
+#: struct ucred: process, user, group.
+_CREDENTIALS = struct.Struct("iII")
 
 
 class _Lent(NamedTuple):
@@ -89,10 +99,13 @@ class TeacherClient:
     ``endpoint``: ``host:port``. ``path``: of the teacher's Unix socket, to use that instead (see
     ``local``). ``connect_timeout``: seconds. ``send_timeout``: seconds in which
     the teacher may take no bytes. ``max_answer_bytes``: larger answers end the connection.
-    ``token``: what the teacher wants to be shown.
+    ``token``: what the teacher wants to be shown. ``trust``: which teachers are believed; by
+    default as the environment says. ``tls``: what is said of this one: that it speaks TLS, that it
+    does not, or nothing (see :class:`Trust`); the Unix socket of one that does must be of a process
+    of this user.
 
-    Raises from the constructor: TeacherUnreachable. After the connection has broken every
-    request in flight is answered with TeacherConnectionLost, and so is every later one.
+    Raises from the constructor: TeacherUnreachable, TlsRefused. After the connection has broken
+    every request in flight is answered with TeacherConnectionLost, and so is every later one.
     """
 
     def __init__(
@@ -103,14 +116,24 @@ class TeacherClient:
         max_answer_bytes: int = frame.MAX_BODY_SIZE,
         token: str = "",
         path: str = "",
+        trust: Optional[Trust] = None,
+        tls: Optional[bool] = None,
     ) -> None:
         self.endpoint = endpoint
         self._credential = token.encode()
         self._max_answer_bytes = max_answer_bytes
+        trust = trust or Trust.from_environment()
+        self._socket: Socket
         if path:
             self._socket = connect_locally(endpoint, path, connect_timeout, send_timeout)
+            if tls:
+                check_user(self._socket, endpoint, path)
+        elif trust.wants_tls(endpoint, tls):
+            self._socket = connect_securely(endpoint, trust, connect_timeout, send_timeout)
         else:
             self._socket = connect(endpoint, connect_timeout, send_timeout)
+            if token:
+                trust.check_token(self._socket, endpoint)
         self._lending = Lending(self._hand_over) if path else None
         self._late: dict[int, Loan] = {}  # of requests that were forgotten, and not answered yet
         self._inbox = _Inbox(self._socket)
@@ -207,9 +230,9 @@ class TeacherClient:
 
     @property
     def way(self) -> str:
-        """How tensors travel now: "tcp", "unix socket" or "shared memory"."""
+        """How tensors travel now: "tcp", "tls", "unix socket" or "shared memory"."""
         if self._lending is None:
-            return TCP
+            return TLS if isinstance(self._socket, SecureSocket) else TCP
         return SHARED_MEMORY if self._lending.in_use else UNIX_SOCKET
 
     def _submit(
@@ -303,6 +326,8 @@ class TeacherClient:
             self._break(TeacherProtocolError(self.endpoint, str(error)), error)
         except EOFError as error:
             self._break(self._lost(str(error)), error)
+        except ssl.SSLError as error:  # a teacher says only then what it has against us
+            self._break(refused(self.endpoint, error), error)
         except OSError as error:
             self._break(self._lost(f"receiving failed: {error}"), error)
         except MemoryError as error:
@@ -449,6 +474,8 @@ def error_for(endpoint: str, code: int, message: str) -> TeacherError:
         return TeacherUnavailable(endpoint, message)
     if code == frame.ERPCAUTH:
         return AccessDenied(endpoint, message)
+    if code == frame.ESSL:
+        return TlsRefused(endpoint, message)
     if code in (frame.ENOSERVICE, frame.ENOMETHOD, frame.EREQUEST):
         return RequestRefused(endpoint, message)
     return TeacherFailed(endpoint, message)
@@ -477,6 +504,20 @@ def connect(endpoint: str, timeout: float, send_timeout: float) -> socket.socket
     return sock
 
 
+def connect_securely(
+    endpoint: str, trust: Trust, timeout: float, send_timeout: float
+) -> SecureSocket:
+    """The same with TLS. Raises TlsRefused too."""
+    deadline = time.monotonic() + timeout
+    sock = connect(endpoint, timeout, send_timeout)
+    try:
+        sock.settimeout(max(0.05, deadline - time.monotonic()))
+        return SecureSocket(secure(sock, endpoint, trust), send_timeout)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def connect_locally(endpoint: str, path: str, timeout: float, send_timeout: float) -> socket.socket:
     """The same to the Unix socket at ``path`` of the teacher at ``endpoint``."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -491,6 +532,17 @@ def connect_locally(endpoint: str, path: str, timeout: float, send_timeout: floa
     return sock
 
 
+def check_user(sock: socket.socket, endpoint: str, path: str) -> None:
+    """Raises TlsRefused, and closes the Unix socket, if it is not a process of this user that has
+    listened at the other end: whoever may write where the path leads could stand for the teacher.
+    """
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    if user != os.getuid():
+        sock.close()
+        raise TlsRefused(endpoint, f"{path} is a socket of another user ({user})")
+
+
 def _limit_sending(sock: socket.socket, send_timeout: float) -> None:
     sock.settimeout(None)
     seconds, fraction = divmod(send_timeout, 1)
@@ -498,16 +550,17 @@ def _limit_sending(sock: socket.socket, send_timeout: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def send_all(sock: socket.socket, buffers: list[Buffer], fd: Optional[int] = None) -> None:
+def send_all(sock: Socket, buffers: list[Buffer], fd: Optional[int] = None) -> None:
     """Send every byte of ``buffers`` without joining them, and with the first the ``fd``."""
     pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
     if fd is not None:
+        assert isinstance(sock, socket.socket), "a Unix socket"
         drop_sent(pending, socket.send_fds(sock, pending, [fd]))
     while pending:
         drop_sent(pending, sock.sendmsg(pending[:IOV_MAX]))
 
 
-def receive_exactly(sock: socket.socket, view: memoryview) -> None:
+def receive_exactly(sock: Socket, view: memoryview) -> None:
     """Fill ``view``. Raises EOFError if the peer closes first."""
     while len(view):
         received = sock.recv_into(view, len(view), socket.MSG_WAITALL)
@@ -522,7 +575,7 @@ class _Inbox:
     What ``read`` returns stays valid: memory is never used twice.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._socket = sock
         self._buffer = memoryview(b"")
         self._start = self._end = 0

@@ -303,6 +303,8 @@ class Engine:
             if isinstance(outcome, Outputs):
                 outcome.places = job.lease.places(outcome.arrays, job.room)
             job.lease.end()
+        if isinstance(outcome, Refusal):
+            self._metrics.last_error = str(outcome)
         job.finish(outcome)
 
     def unmap(self, number: int) -> None:

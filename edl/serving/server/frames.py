@@ -54,13 +54,13 @@ class FrameConnection:
             await self._refuse_large(body_size, meta_size)
             return False
         head = memoryview(b"")
-        if self.service.needs_token and not self._guest.trusted:
+        if self.service.may_refuse(self._guest):
             head = memoryview(bytearray(meta_size))
             await self._stream.read_into(head, self._stream.pace())
             meta = _as_request(frame.parse_meta(head))
-            if not self.service.trusts(self._guest, meta.authentication):
-                said = "wrong token" if meta.authentication else "this teacher needs a token"
-                self._refuse(meta, Refusal(frame.ERPCAUTH, said))
+            refusal = self.service.refusal(self._guest, meta.authentication)
+            if refusal is not None:
+                self._refuse(meta, refusal)
                 return False
         block = await self.service.memory.receive(self._stream, self._guest, head, body_size)
         await self._handle(block, body_size, meta_size)

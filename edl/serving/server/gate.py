@@ -65,10 +65,11 @@ class Pace:
 @dataclass(eq=False)
 class Guest:
     """One connection as the gate knows it. ``held``: bytes of request memory. ``shared``: bytes of
-    its own memory that it has handed over.
+    its own memory that it has handed over. ``certified``: it has shown a certificate, or need not.
     """
 
     peer: str
+    certified: bool = True
     trusted: bool = False
     held: int = 0
     shared: int = 0

@@ -14,11 +14,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_WORDS = 300  # characters of the last error
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """One server's metrics. Gauges without a value here are set by what they measure."""
+    """One server's metrics. Gauges without a value here are set by what they measure.
+    ``last_error``: what was answered to the last request that was answered with an error.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -71,6 +74,7 @@ class Metrics:
             "Connections closed for what they sent, or did not send in time",
             registry=registry,
         )
+        self.last_error = ""
         self._bound: dict[tuple[str, str], Counter] = {}
         self._latency = {
             protocol: self._request_seconds.labels(protocol) for protocol in ("baidu_std", "http")
@@ -86,5 +90,9 @@ class Metrics:
         self._latency[protocol].observe(time.monotonic() - arrived)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Everything in Prometheus' text format; and, as a comment there, the last error in words,
+        which no label may hold: each would be a time series of its own.
+        """
+        words = "".join(sign if sign.isprintable() else " " for sign in self.last_error[:_WORDS])
+        comment = f"# last error: {words}\n" if words else ""
+        return generate_latest(self.registry) + comment.encode("utf-8", "replace")

@@ -41,7 +41,7 @@ _PROTOBUF = ("application/proto", "application/x-protobuf")
 _JSON = "application/json"
 _PAGES = ("/healthz", "/readyz", "/metrics", _DESCRIBE)
 
-#: Who probes health has no token.
+#: Who probes health has no token, and no certificate.
 _OPEN = ("/healthz", "/readyz")
 
 _STATUS = {
@@ -49,6 +49,7 @@ _STATUS = {
     frame.ENOMETHOD: 404,
     frame.EREQUEST: 400,
     frame.ERPCAUTH: 401,
+    frame.ESSL: 403,
     frame.ELOGOFF: 503,
     frame.ELIMIT: 503,
 }
@@ -87,13 +88,16 @@ class Routes:
             return HttpResponse(
                 405, "text/plain", [f"use {allowed}\n".encode()], {"allow": allowed}
             )
-        if head.path not in _OPEN and self._service.needs_token:
+        if head.path not in _OPEN and (self._service.needs_token or not guest.certified):
             scheme, _, token = head.headers.get("authorization", "").partition(" ")
-            credential = token.strip().encode()
-            if scheme.lower() != "bearer" or not self._service.trusts(guest, credential):
-                refusal = self._refuse(frame.ERPCAUTH, "this teacher needs its bearer token")
-                refusal.headers["www-authenticate"] = "Bearer"
-                return refusal
+            credential = token.strip().encode() if scheme.lower() == "bearer" else b""
+            refusal = self._service.refusal(guest, credential)
+            if refusal is not None and refusal.code == frame.ESSL:
+                return self._refuse(refusal.code, str(refusal))
+            if refusal is not None:
+                response = self._refuse(refusal.code, "this teacher needs its bearer token")
+                response.headers["www-authenticate"] = "Bearer"
+                return response
         return None
 
     async def handle(self, guest: Guest, head: Head, body: Optional[Body]) -> HttpResponse:

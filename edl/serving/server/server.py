@@ -10,9 +10,11 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
+from edl import _tls
 from edl._checks import check_count, check_positive
 from edl._endpoints import endpoint_of
 from edl.errors import ConfigError, WireError
@@ -28,6 +30,13 @@ from edl.serving.server.metrics import Metrics
 from edl.serving.server.routes import Routes
 from edl.serving.server.service import Service
 from edl.serving.server.stream import Stream
+from edl.serving.server.tls import (
+    HANDSHAKE,
+    Certificates,
+    ServerTls,
+    exposure,
+    refuse_plain_text,
+)
 from edl.serving.wire import frame, local
 from edl.serving.wire.arena import Arena
 from edl.serving.worker.handles import Worker
@@ -52,7 +61,8 @@ class ServerOptions:
     (seconds), ``max_queued`` (requests), ``max_batch_tokens``: see ``Batcher``. ``input_bytes``:
     shared memory reserved for requests; only what is used costs memory. ``load_timeout``,
     ``run_timeout``: seconds for a worker to be ready, and for one batch. ``token``: what clients
-    must show; empty: nothing.
+    must show; empty: nothing. ``tls``: certificates; without, everything travels in plain text. (By
+    Unix socket it does in any case: only this user's processes can connect to that.)
     ``max_connections``: beyond it, newcomers make room for new ones (see ``gate``).
     ``local``: listen for students on this machine on a Unix socket, too. ``shared_bytes``: their
     own memory that is mapped for their requests and answers, of all together; one has a quarter at
@@ -70,6 +80,7 @@ class ServerOptions:
     load_timeout: float = 600.0
     run_timeout: float = 300.0
     token: str = ""
+    tls: Optional[ServerTls] = None
     max_connections: int = 4096
     local: bool = True
     shared_bytes: int = 8 << 30
@@ -92,6 +103,7 @@ class TeacherServer:
 
     def __init__(self, make_workers: MakeWorkers, options: ServerOptions) -> None:
         self._options = options
+        self._certificates = None if options.tls is None else Certificates(options.tls)
         limits = options.limits
         self._inputs = Arena.create(options.input_bytes, "edl-inputs")
         self._metrics = Metrics()
@@ -132,6 +144,11 @@ class TeacherServer:
         return self._listener.getsockname()[1]
 
     @property
+    def speaks_tls(self) -> bool:
+        """Whether its port is spoken to with TLS."""
+        return self._certificates is not None
+
+    @property
     def healthy(self) -> bool:
         """Whether requests are taken and at least one worker can compute them."""
         return not self._service.why_not_ready()
@@ -147,6 +164,9 @@ class TeacherServer:
 
         Raises ConfigError if the address is taken, ModelError if a worker cannot load the model.
         """
+        warning = exposure(self._options.host, self._options.token, self._options.tls)
+        if warning:
+            logger.warning("%s", warning)
         self._listener = _listen(self._options.host, self._options.port)
         files = _raise_file_limit()
         self._gate.places = min(self._gate.places, max(files - _OTHER_FILES, files // 2))
@@ -256,13 +276,35 @@ class TeacherServer:
 
     async def _serve(self, guest: Guest, stream: Stream) -> None:
         try:
-            await self._serve_messages(guest, stream)
+            if await self._secure(guest, stream):
+                await self._serve_messages(guest, stream)
         except (WireError, TimeoutError) as error:  # TimeoutError is an OSError too
             self._reject(f"{stream.peer}: {error}")
         except (EOFError, OSError) as error:
             logger.debug("connection to %s ended: %s", stream.peer, error)
         except Exception:  # such as MemoryError: it ends this connection, and no other
             logger.exception("serving %s failed", stream.peer)
+
+    async def _secure(self, guest: Guest, stream: Stream) -> bool:
+        """Begin TLS, if that is spoken here. False if the peer does not, or is not accepted: it has
+        been told, and the connection is over.
+        """
+        if self._certificates is None or stream.is_local:
+            return True
+        pace = stream.pace()
+        if await stream.peek(pace) not in (b"", HANDSHAKE):
+            self._reject(f"{stream.peer}: it speaks plain text, not TLS")
+            await refuse_plain_text(stream)
+            return False
+        try:
+            secured = await stream.secure(self._certificates.context(), pace)
+        except ssl.SSLError as error:
+            self._reject(f"{stream.peer}: no TLS with it: {_tls.reason(error)}")
+            await stream.discard(patience=1.0)
+            return False
+        wanted = self._options.tls is not None and self._options.tls.client_ca is not None
+        guest.certified = not wanted or secured.getpeercert(binary_form=True) is not None
+        return True
 
     async def _serve_messages(self, guest: Guest, stream: Stream) -> None:
         """Paddle Serving has both of its protocols on one port, and on one connection in any order

@@ -13,6 +13,7 @@ from edl.serving.server.gate import Gate, Guest, Limits
 from edl.serving.server.intake import Intake
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.sharing import Lease, Sharing
+from edl.serving.server.tls import NO_CERTIFICATE
 from edl.serving.wire import frame
 from edl.serving.wire.messages import Request
 
@@ -28,6 +29,7 @@ _OUTCOMES = {
     frame.ENOMETHOD: "refused",
     frame.EREQUEST: "refused",
     frame.ERPCAUTH: "unauthorized",
+    frame.ESSL: "unauthorized",
     frame.EINTERNAL: "failed",
     frame.ELOGOFF: "draining",
     frame.ELIMIT: "busy",
@@ -69,14 +71,23 @@ class Service:
         """Whether clients must show a token."""
         return bool(self._token)
 
-    def trusts(self, guest: Guest, credential: bytes) -> bool:
-        """Whether this is the token, in a time that does not depend on where it differs. The guest
-        is trusted from then on.
+    def may_refuse(self, guest: Guest) -> bool:
+        """Whether the guest has to show something that it has not shown yet."""
+        return not guest.trusted and (self.needs_token or not guest.certified)
+
+    def refusal(self, guest: Guest, credential: bytes) -> Optional[Refusal]:
+        """Why a guest with this token is sent away; None, and it is trusted from then on, if it is
+        the right one. That takes a time that does not depend on where it differs.
         """
-        right = hmac.compare_digest(credential, self._token)
-        if right and self.needs_token:
+        if not guest.certified:
+            return Refusal(frame.ESSL, NO_CERTIFICATE)
+        if not hmac.compare_digest(credential, self._token):
+            return Refusal(
+                frame.ERPCAUTH, "wrong token" if credential else "this teacher needs a token"
+            )
+        if self.needs_token:
             self._gate.trust(guest)
-        return right
+        return None
 
     def why_not_ready(self) -> str:
         """Why requests would be refused now, or an empty string."""

@@ -4,7 +4,8 @@ asyncio's own streams collect received bytes in a buffer of theirs and join what
 bytes are received where they are wanted (shared memory) and sent from where they lie, except for
 small messages: several of them are received in one system call, and what is sent in one turn of the
 loop is sent in one. Who waits for bytes holds no memory for them. Every read and write has a limit
-of time (see ``gate.Pace``).
+of time (see ``gate.Pace``). With TLS (``secure``) bytes are decrypted to where they are wanted, and
+encrypted from where they lie.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Callable, Optional, Union
 
+from edl import _tls
 from edl.serving.server.gate import MIN_RATE, Pace
 from edl.serving.wire.tensor import IOV_MAX, Buffer, drop_sent, size_of
 
@@ -30,6 +33,9 @@ _READS_IN_A_ROW = 64
 _READ_AHEAD = 16 << 10
 _INT = struct.Struct("i")
 _ONE_FD = socket.CMSG_LEN(_INT.size)
+
+#: Seconds after which a handshake is tried again that could not be sent.
+_SOON = 0.05
 
 #: What is thrown away of a peer that goes on sending after its last answer.
 _LINGER_BYTES = 1 << 20
@@ -53,6 +59,7 @@ class Stream:
         self.closed = False
         self._ended = False
         self._socket = sock
+        self._tls: Optional[ssl.SSLSocket] = None  # the same socket, from the handshake on
         self._loop = asyncio.get_running_loop()
         self._patience = patience
         self._unread = memoryview(b"")
@@ -62,6 +69,45 @@ class Stream:
         self._unsent: deque[tuple[list[memoryview], OnSent]] = deque()
         self._sending: Optional[Pace] = None  # while the peer takes less than there is
         self._stall: Optional[asyncio.TimerHandle] = None
+
+    # --- TLS --------------------------------------------------------------------------------
+
+    async def peek(self, pace: Pace) -> bytes:
+        """The first byte, which is still to be read; none if the peer has closed. Raises
+        TimeoutError, OSError.
+        """
+        while True:
+            try:
+                return self._socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                await self._readable(pace.deadline)
+
+    async def secure(self, context: ssl.SSLContext, pace: Pace) -> ssl.SSLSocket:
+        """Agree on keys with the peer, before anything is read or sent; its certificate, if one is
+        asked for, is on what this returns. Raises TimeoutError, and OSError (ssl.SSLError is one).
+        """
+        self._socket = self._tls = context.wrap_socket(
+            self._socket, server_side=True, do_handshake_on_connect=False
+        )
+        while True:
+            try:
+                self._tls.do_handshake()
+                return self._tls
+            except ssl.SSLWantReadError:
+                await self._readable(pace.deadline)
+            except ssl.SSLWantWriteError:  # what is sent is little, and fits nearly always
+                await asyncio.sleep(_SOON)
+                if self._loop.time() > pace.deadline:
+                    raise TimeoutError(f"{self.peer} took no bytes of a handshake") from None
+
+    async def discard(self, patience: float) -> None:
+        """End a connection without a common language: what was sent arrives, and what comes is
+        thrown away as it is.
+        """
+        self._tls = None
+        self._socket = socket.socket(fileno=self._socket.detach())
+        self._socket.setblocking(False)
+        await self.finish(patience)
 
     # --- receiving --------------------------------------------------------------------------
 
@@ -145,6 +191,9 @@ class Stream:
         return size
 
     def _recv(self, size: int) -> bytes:
+        if self._tls is not None:
+            view = memoryview(bytearray(size))
+            return bytes(view[: _tls.receive_some(self._tls, view)])
         if not self.is_local:
             return self._socket.recv(size)
         data, messages, _, _ = self._socket.recvmsg(size, _ONE_FD, socket.MSG_CMSG_CLOEXEC)
@@ -152,6 +201,8 @@ class Stream:
         return data
 
     def _recv_into(self, view: memoryview) -> int:
+        if self._tls is not None:
+            return _tls.receive_some(self._tls, view)
         if not self.is_local:
             return self._socket.recv_into(view)
         received, messages, _, _ = self._socket.recvmsg_into(
@@ -236,16 +287,24 @@ class Stream:
         try:
             while self._unsent:
                 waiting = chain.from_iterable(buffers for buffers, _ in self._unsent)
-                sent = self._socket.sendmsg(list(islice(waiting, IOV_MAX)))
+                sent = self._send_some(list(islice(waiting, IOV_MAX)))
                 if self._sending is not None:
                     self._sending.moved(sent, self._loop.time())
                 self._drop_sent(sent)
+                if self._tls is not None and self._unsent:  # it takes the loop's time, not a copy's
+                    self._wait_to_send()
+                    return
         except BlockingIOError:
             self._wait_to_send()
         except OSError as error:
             self.abort(error)
         else:
             self._all_sent()
+
+    def _send_some(self, buffers: list[memoryview]) -> int:
+        if self._tls is not None:
+            return _tls.send_some(self._tls, buffers)
+        return self._socket.sendmsg(buffers)
 
     def _drop_sent(self, size: int) -> None:
         """So many bytes are sent: say so to those whose bytes that were."""
@@ -297,7 +356,7 @@ class Stream:
         self._flush()
         self._ended = True
         try:
-            self._socket.shutdown(socket.SHUT_WR)
+            _tls.end(self._socket, socket.SHUT_WR)
         except OSError:
             pass
 
@@ -326,7 +385,7 @@ class Stream:
         self._all_sent()
         self._unread = memoryview(b"")
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            _tls.end(self._socket, socket.SHUT_RDWR)
         except OSError:
             pass
         unsent, self._unsent = self._unsent, deque()

@@ -26,6 +26,7 @@ MAX_META_SIZE = 1 << 16
 
 # Error codes of brpc (src/brpc/errno.proto) that this project sends and understands.
 ENOSERVICE, ENOMETHOD, EREQUEST, ERPCAUTH = 1001, 1002, 1003, 1004
+ESSL = 1016
 EINTERNAL, ELOGOFF, ELIMIT = 2001, 2003, 2004
 
 #: Bytes of a meta's first part beyond which it is not remembered; it is mostly the same.
