@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from edl.distill.stream import Stream
-from edl.distill.trace import Trace
+from edl.distill.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,15 @@ class ReadAhead:
     both are garbage when nobody else refers to either. Whoever iterates has to hold this object.
     """
 
-    def __init__(self, batches: Iterator[Any], stream: Stream, trace: Optional[Trace]) -> None:
+    def __init__(
+        self, batches: Iterator[Any], stream: Stream, timeline: Optional[Timeline]
+    ) -> None:
         self.batches = batches
         self._stream = stream
         self._left: list[Iterator[Any]] = []
         self.thread = threading.Thread(
             target=_read_while_wanted,
-            args=(weakref.ref(self), stream, trace, self._left),
+            args=(weakref.ref(self), stream, timeline, self._left),
             name="edl-source",
             daemon=True,
         )
@@ -58,12 +60,12 @@ def wait_until_left_in_peace(reading: threading.Thread) -> None:
 def _read_while_wanted(
     reader: weakref.ref[ReadAhead],
     stream: Stream,
-    trace: Optional[Trace],
+    timeline: Optional[Timeline],
     left: list[Iterator[Any]],
 ) -> None:
     error: Optional[BaseException] = None
     try:
-        while stream.wait_until_wanted() and _read_one(reader, stream, trace):
+        while stream.wait_until_wanted() and _read_one(reader, stream, timeline):
             pass
     except BaseException as failure:  # the user's own errors reach the student in their turn
         error = failure
@@ -74,13 +76,14 @@ def _read_while_wanted(
         close()
 
 
-def _read_one(reader: weakref.ref[ReadAhead], stream: Stream, trace: Optional[Trace]) -> bool:
+def _read_one(reader: weakref.ref[ReadAhead], stream: Stream, timeline: Optional[Timeline]) -> bool:
     """Whether there was one, and it was wanted."""
     owner = reader()
     if owner is None:
         return False
     started = time.monotonic()
     batch = next(owner.batches, None)
-    if trace is not None:
-        trace.span("source", "read", started, time.monotonic())
-    return batch is not None and stream.put(batch)
+    wanted = batch is not None and stream.put(batch)
+    if timeline is not None:
+        timeline.read(started, time.monotonic())
+    return wanted

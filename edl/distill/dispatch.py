@@ -185,6 +185,11 @@ class Dispatch(Generic[Payload]):
         assert payload is not None, "a batch that is an error has no tasks"
         return payload
 
+    def since(self, task: Task) -> Optional[float]:
+        """When a task's batch was added; None if it is not held any more."""
+        batch = self._batches.get(task.batch)
+        return None if batch is None else batch.since
+
     @property
     def ready(self) -> bool:
         """Whether ``take`` would return something."""
@@ -219,7 +224,8 @@ class Dispatch(Generic[Payload]):
             self.counters.rows += batch.rows + batch.spared
             self.counters.work += batch.work
             self.counters.bytes += batch.nbytes
-        return Finished(batch.payload, batch.parts, batch.error)
+        tasks = range(batch.first_task, batch.first_task + len(batch.parts))
+        return Finished(batch.payload, batch.parts, batch.error, batch.number, tasks)
 
     def withdraw(self, number: int) -> None:
         """Nobody waits for this batch any more: unless it is finished, it becomes an error."""

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.discovery.records import StudentRecord
@@ -25,7 +25,7 @@ from edl.distill.settings import PoolConfig
 from edl.distill.state import Finished, Task
 from edl.distill.stream import RequestStream, Stream
 from edl.distill.teachers import Found, declared_model
-from edl.distill.trace import Trace
+from edl.distill.timeline import Timeline
 from edl.distill.waiting import COMPLAIN_EVERY, News, Wait
 from edl.errors import (
     AccessDenied,
@@ -40,6 +40,7 @@ from edl.errors import (
     TeacherUnavailable,
 )
 from edl.serving.client.entry import Client
+from edl.serving.client.timing import Timing
 from edl.serving.wire import selftest
 from edl.serving.wire.description import Description
 
@@ -83,11 +84,16 @@ class Exchange:
     """
 
     def __init__(
-        self, config: PoolConfig, reader: str, trace: Optional[Trace], unheard: Callable[[], str]
+        self,
+        config: PoolConfig,
+        reader: str,
+        timeline: Optional[Timeline],
+        unheard: Callable[[], str],
     ) -> None:
         self._config = config
+        self._wants = replace(config.wants, timed=timeline is not None)
         self._unheard = unheard
-        self._trace = trace
+        self._timeline = timeline
         self._lock = threading.Lock()
         self._student = threading.Condition(self._lock)
         self._source = threading.Condition(self._lock)
@@ -204,8 +210,7 @@ class Exchange:
             if not self._is_current(stream):
                 return False
             rows, nbytes, task_rows = batch.rows, batch.nbytes, self._config.task_rows
-            now = time.monotonic()
-            self._dispatch.add(batch, rows, nbytes, task_rows, now, batch.spared)
+            self._dispatch.add(batch, rows, nbytes, task_rows, time.monotonic(), batch.spared)
             self._wake()
             return True
 
@@ -229,9 +234,8 @@ class Exchange:
         finally:
             now = time.monotonic()
             self._waited = waited + now - since, None
-        if self._trace is not None:
-            self._trace.span("student", "wait", since, now)
-            self._trace.counter("batches ready", now, batches=ready)
+        if self._timeline is not None and finished is not None:
+            self._timeline.taken(finished, since, now, ready)
         return finished
 
     def _next(self, stream: Stream, since: float) -> tuple[Optional[Finished[Any]], int]:
@@ -377,8 +381,8 @@ class Exchange:
         _do(io)
 
     def _note_outstanding(self, now: float, requests: int) -> None:
-        if self._trace is not None:
-            self._trace.counter("requests outstanding", now, requests=requests)
+        if self._timeline is not None:
+            self._timeline.outstanding(requests, now)
 
     # --- sight ------------------------------------------------------------------------------
 
@@ -490,7 +494,7 @@ class Exchange:
         changes = roster.step(now)
         io: Io = [self._seats.pop(name).link.stop for name in changes.end]
         for name in changes.open:
-            link = TeacherLink(self, name, self._config.wants)
+            link = TeacherLink(self, name, self._wants)
             self._seats[name] = _Seat(link, threading.Condition(self._lock))
             io.append(link.start)
         admitted = roster.admitted
@@ -589,7 +593,9 @@ class Exchange:
             if seat is not None and seat.client is client:
                 self._dispatch.weigh(client.endpoint, task.id, work)
 
-    def answered(self, client: Client, task: Task, answer: Answer) -> None:
+    def answered(
+        self, client: Client, task: Task, answer: Answer, timing: Optional[Timing] = None
+    ) -> None:
         """See Desk."""
         name, now = client.endpoint, time.monotonic()
         seat = self._seats.get(name)
@@ -608,7 +614,7 @@ class Exchange:
         with self._lock:
             if seat is None or seat.client is not client or seat.plan is not plan:
                 return
-            sent = task.sent_to.get(name, now)
+            since = self._dispatch.since(task)
             if isinstance(answer, dict):
                 nbytes = sum(array.nbytes for array in answer.values())
                 self._dispatch.answered(name, task.id, answer, nbytes, now)
@@ -621,11 +627,9 @@ class Exchange:
             self._wake()
             if self._roster.held[name].retiring:
                 seat.turn.notify()
-        if self._trace is not None:
-            what = "batch" if self._dispatch.in_order else "request"
-            label = f"{what} {task.batch}" if isinstance(answer, dict) else type(answer).__name__
-            rows = task.stop - task.start
-            self._trace.span(name, label, sent, now, rows=rows, task=task.id, way=client.way)
+        if self._timeline is not None and timing is not None:
+            error = "" if isinstance(answer, dict) else type(answer).__name__
+            self._timeline.answered(name, task, since, timing, now, error, way=client.way)
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """See Desk."""

@@ -40,7 +40,9 @@ from edl.errors import (
 from edl.serving.client.entry import Client, Entry
 from edl.serving.client.local import connect_nearer, socket_of
 from edl.serving.client.teacher import TLS
+from edl.serving.client.timing import Timing
 from edl.serving.wire.description import Description
+from edl.serving.wire.times import are_told
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Wants:
     lengths: Optional[str] = None
     wire: Mapping[str, str] = field(default_factory=dict)
     local: bool = True
+    timed: bool = False
 
 
 class Instead(Enum):
@@ -112,8 +115,10 @@ class Desk(Protocol):
     def weighed(self, client: Client, task: Task, work: int) -> None:
         """A task of sequences, which is sent to the teacher now, has so many tokens."""
 
-    def answered(self, client: Client, task: Task, answer: Answer) -> None:
-        """The teacher's answer to a task."""
+    def answered(
+        self, client: Client, task: Task, answer: Answer, timing: Optional[Timing] = None
+    ) -> None:
+        """The teacher's answer to a task, and its times if they were wanted."""
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """The task's rows cannot be sent at all."""
@@ -205,7 +210,7 @@ class TeacherLink:
             self._desk.link_up(self, client, plan, description)
             started, reason = time.monotonic(), "the connection was given up"
             try:
-                self._send_tasks(client, plan, is_the_same)
+                self._send_tasks(client, plan, is_the_same, are_told(description))
             except Exception as error:
                 reason = getattr(error, "message", str(error))
                 raise
@@ -279,7 +284,10 @@ class TeacherLink:
                 ) from error
             return known
 
-    def _send_tasks(self, client: Client, plan: Plan, is_the_same: Callable[[], bool]) -> None:
+    def _send_tasks(
+        self, client: Client, plan: Plan, is_the_same: Callable[[], bool], tells: bool
+    ) -> None:
+        """Send what there is to send; ``tells``: the teacher says times if it is asked."""
         fetches = plan.fetch_names()
         while True:
             work = self._desk.wait_for_tasks(self, client)
@@ -289,7 +297,8 @@ class TeacherLink:
                 return
             try:
                 while work:  # what is sent is not held while the next waits
-                    self._send(client, plan, fetches, *work.pop(0), more=bool(work))
+                    timing = Timing(tells) if self._wants.timed else None
+                    self._send(client, plan, fetches, *work.pop(0), timing, more=bool(work))
             finally:
                 client.flush()
 
@@ -300,6 +309,7 @@ class TeacherLink:
         fetches: list[str],
         task: Task,
         batch: Columns,
+        timing: Optional[Timing],
         more: bool,
     ) -> None:
         """Send a task, or report that it cannot be sent. ``more``: another one follows."""
@@ -317,8 +327,8 @@ class TeacherLink:
         if span.length:
             self._desk.weighed(client, task, span.work)
         try:
-            reply = _Reply(self._desk, client, task, plan, label_feeds, span)
-            client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply, more)
+            reply = _Reply(self._desk, client, task, plan, label_feeds, span, timing)
+            client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply, more, timing)
         except WireError as error:
             self._desk.rejected(client, task, SourceError(str(error)))
 
@@ -343,7 +353,7 @@ class _Reply:
     ``plan`` reads in it, as wide as the batch.
     """
 
-    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_span", "_task")
+    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_span", "_task", "_timing")
 
     def __init__(
         self,
@@ -353,14 +363,15 @@ class _Reply:
         plan: Plan,
         label_feeds: dict[str, np.ndarray],
         span: Span,
+        timing: Optional[Timing],
     ) -> None:
-        self._desk, self._client, self._task = desk, client, task
+        self._desk, self._client, self._task, self._timing = desk, client, task, timing
         self._plan, self._label_feeds, self._span = plan, label_feeds, span
 
     def __call__(self, answer: Answer) -> None:
         if isinstance(answer, dict):
             answer = self._read(answer)
-        self._desk.answered(self._client, self._task, answer)
+        self._desk.answered(self._client, self._task, answer, self._timing)
 
     def _read(self, outputs: dict[str, np.ndarray]) -> Answer:
         endpoint = self._client.endpoint

@@ -24,7 +24,7 @@ from edl.distill.exchange import Exchange
 from edl.distill.settings import PoolConfig
 from edl.distill.stream import RequestStream, Stream
 from edl.distill.teachers import Place
-from edl.distill.trace import Trace
+from edl.distill.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ class Pool:
     Everything runs in daemon threads that ``close`` ends.
     """
 
-    def __init__(self, config: PoolConfig, trace: Optional[Trace] = None) -> None:
+    def __init__(self, config: PoolConfig, timeline: Optional[Timeline] = None) -> None:
         self._config = config
         self.name = uuid.uuid4().hex  # by which the registry knows the student
-        self._exchange = Exchange(config, self.name, trace, self._unheard)
+        self._exchange = Exchange(config, self.name, timeline, self._unheard)
         # What is to be done by the supervisor. May be put to in finalizers.
         self._nudges: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._place: Optional[Place] = None

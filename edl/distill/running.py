@@ -23,6 +23,7 @@ from edl.distill.settings import Model, PoolConfig
 from edl.distill.storing import Stages, StoreOptions
 from edl.distill.stream import Batch, Stream
 from edl.distill.teachers import ServiceTeachers
+from edl.distill.timeline import Timeline
 from edl.distill.trace import Trace
 from edl.errors import ReaderError
 
@@ -49,11 +50,12 @@ class Running:
         self.trace = Trace(trace) if trace else None
         self._position = position
         self._places = [config.teachers for config in configs]
+        self._timelines = [self._timeline(*each) for each in zip(models, configs)]
         self.pools: list[Pool] = []
         self._metrics = serve(listen, self._figures)
-        for config in configs:
+        for config, timeline in zip(configs, self._timelines):
             told = replace(config, metrics=advertised(self._metrics, config))
-            self.pools.append(Pool(told, self.trace))
+            self.pools.append(Pool(told, timeline))
         self._streams: list[Stream] = []
         self._reading: list[threading.Thread] = []
         self._finalizer: Optional[weakref.finalize] = None
@@ -65,6 +67,11 @@ class Running:
         except BaseException:
             self.close()
             raise
+
+    def _timeline(self, model: Model, config: PoolConfig) -> Optional[Timeline]:
+        if self.trace is None:
+            return None
+        return Timeline(self.trace, model.name, "request" if config.requests else "batch")
 
     def watch(self, owner: object) -> None:
         """End with ``owner``, however it ends."""
@@ -92,7 +99,7 @@ class Running:
                 sent: Iterator[Any] = batches
                 if storing is not None:
                     sent = storing.look_up(batches, stream)
-                ahead.append(ReadAhead(sent, stream, self.trace))
+                ahead.append(ReadAhead(sent, stream, self._timelines[number]))
                 self._reading.append(ahead[-1].thread)
                 if storing is not None:
                     batches = storing.merged(stream)

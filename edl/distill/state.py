@@ -104,11 +104,15 @@ class Task:
 
 @dataclass
 class Finished(Generic[Payload]):
-    """A batch in its turn: every part's outputs in the order of rows, or the error."""
+    """A batch in its turn: every part's outputs in the order of rows, or the error; its number, and
+    those of its tasks.
+    """
 
     payload: Optional[Payload]
     parts: list[Any]
     error: Optional[BaseException] = None
+    number: int = 0
+    tasks: range = range(0)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from edl.distill.pool import Pool
 from edl.distill.requests import Requests, read_feeds
 from edl.distill.settings import PoolConfig, RequestLimits
 from edl.distill.teachers import ServiceTeachers, fixed_teachers, service_teachers
+from edl.distill.timeline import Timeline
 from edl.distill.trace import Trace
 from edl.serving import serve
 from edl.serving.server.server import ServerOptions
@@ -43,7 +44,7 @@ def pool_of(teachers, trace=None, **options):
     if not isinstance(teachers, ServiceTeachers):
         teachers = fixed_teachers(getattr(teachers, "endpoint", teachers))
     config = PoolConfig(teachers, Wants(["img"], ["prob"]), task_rows=2, **options)
-    pool = Pool(config, trace)
+    pool = Pool(config, None if trace is None else Timeline(trace))
     pool.start()
     return pool
 
@@ -153,7 +154,7 @@ def test_what_happens_after_the_end_is_not_in_the_trace(tmp_path):
     trace.close()
     trace.span("student", "an answer that comes late", 1.0, 2.0)
     events = json.loads((tmp_path / "trace.json").read_text())
-    assert [event["name"] for event in events] == ["thread_name", "wait"]
+    assert [event["name"] for event in events] == ["process_name", "thread_name", "wait"]
 
 
 class _Marked:

@@ -363,9 +363,10 @@ def test_a_trace_opens_as_json_and_shows_teachers_source_and_student(
         firsts(reader)
     (path,) = tmp_path.iterdir()
     events = json.loads(path.read_text())
-    rows = {event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert rows == {sums_teacher.endpoint, "source", "student", "batches ready"}
-    spans = [event for event in events if event["ph"] == "X" and "batch" in event["name"]]
+    rows = {event["args"]["name"].partition(" (")[0] for event in events if event["ph"] == "M"}
+    teacher = {f"teacher {sums_teacher.endpoint}", "in flight"}
+    assert rows == teacher | {"source", "queue", "student", "batches ready"}
+    spans = [event for event in events if event["ph"] == "X" and "rows" in event["args"]]
     assert len(spans) == COUNT
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
 

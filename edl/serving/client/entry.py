@@ -13,6 +13,7 @@ from typing import Any, Optional, Protocol
 
 from edl.errors import ConfigError, TlsRefused
 from edl.serving.client.teacher import OnAnswer, Outputs, TeacherClient
+from edl.serving.client.timing import Timing
 from edl.serving.client.tls import Trust
 from edl.serving.wire.description import Description
 from edl.serving.wire.pipeline_messages import FORMS, TENSORS
@@ -31,7 +32,12 @@ class Client(Protocol):
         """See TeacherClient.way; to a pipeline it is "grpc"."""
 
     def submit(
-        self, feeds: Mapping[str, Any], fetches: Any, on_answer: OnAnswer, more: bool = False
+        self,
+        feeds: Mapping[str, Any],
+        fetches: Any,
+        on_answer: OnAnswer,
+        more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> int:
         """See TeacherClient.submit."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -22,6 +23,7 @@ from edl.errors import (
     WireError,
 )
 from edl.serving.client.teacher import Answer, OnAnswer, Outputs, wait_for_answer
+from edl.serving.client.timing import Timing
 from edl.serving.wire.description import Description
 from edl.serving.wire.pipeline_messages import (
     METHOD,
@@ -79,10 +81,15 @@ class PipelineClient:
         fetches: Sequence[str],
         on_answer: OnAnswer,
         more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> int:
-        """See TeacherClient.submit. The pipeline answers all its fetches whatever is asked for."""
+        """See TeacherClient.submit. The pipeline answers all its fetches whatever is asked for, and
+        says nothing of times.
+        """
         request = encode_request(feeds, self._form)
         number = next(self._ids)
+        if timing is not None:
+            timing.sending = timing.sent = time.monotonic()
         with self._lock:
             closed = self._closed
             if closed is None:
@@ -91,7 +98,7 @@ class PipelineClient:
         if closed is not None:
             on_answer(closed)
         else:
-            call.add_done_callback(lambda _: self._done(number, list(fetches)))
+            call.add_done_callback(lambda _: self._done(number, list(fetches), timing))
         return number
 
     def flush(self) -> None:
@@ -139,7 +146,9 @@ class PipelineClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _done(self, number: int, fetches: list[str]) -> None:
+    def _done(self, number: int, fetches: list[str], timing: Optional[Timing]) -> None:
+        if timing is not None:
+            timing.came = timing.received = time.monotonic()
         with self._lock:
             call, on_answer = self._calls.pop(number, (None, None))
         if call is not None and on_answer is not None:

@@ -38,6 +38,7 @@ from edl.errors import (
     WireError,
 )
 from edl.serving.client.lending import Lending, Loan
+from edl.serving.client.timing import Timing
 from edl.serving.client.tls import SecureSocket, Trust, refused, secure
 from edl.serving.wire import frame
 from edl.serving.wire.compression import compression_of, decompress
@@ -84,13 +85,14 @@ class _Lent(NamedTuple):
 
 class _Pending(NamedTuple):
     """A request in flight. ``raw``: its answer's payload is wanted as it is. ``lent``: for requests
-    on a Unix socket.
+    on a Unix socket. ``timing``: of a request that somebody follows.
     """
 
     on_answer: OnAnswer
     raw: bool
     size: int
     lent: Optional[_Lent] = None
+    timing: Optional[Timing] = None
 
 
 class TeacherClient:
@@ -143,6 +145,8 @@ class TeacherClient:
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._held: list[Buffer] = []  # frames that wait for more
+        self._held_timings: list[Timing] = []
+        self._is_followed = False  # whether anybody wants to know when answers come
         self._broken: Optional[TeacherError] = None
         self._receiver = threading.Thread(
             target=self._receive_all, name=f"edl-receive-{endpoint}", daemon=True
@@ -155,16 +159,18 @@ class TeacherClient:
         fetches: Sequence[str],
         on_answer: OnAnswer,
         more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> int:
         """Send a request; ``on_answer`` gets the outputs or a TeacherError, exactly once. ``more``:
-        another one follows, or :meth:`flush`, and what is small waits for it.
+        another one follows, or :meth:`flush`, and what is small waits for it. ``timing``: filled in
+        by the time that the outputs are there.
 
         Returns the correlation id (for :meth:`forget`). Blocks while the teacher does not take
         the bytes, for at most ``send_timeout``; closing the client from another thread ends that.
         ``on_answer`` runs on the receiving thread and must be quick. Raises WireError if an array
         cannot travel.
         """
-        return self._submit(feeds, fetches, on_answer, more)
+        return self._submit(feeds, fetches, on_answer, more, timing)
 
     def flush(self) -> None:
         """Send what has waited for more."""
@@ -241,17 +247,23 @@ class TeacherClient:
         fetches: Sequence[str],
         on_answer: OnAnswer,
         more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> int:
+        ask = timing is not None and timing.ask
         if self._lending is None or self._broken is not None:  # nothing is lent any more
-            payload = encode_request(feeds, fetches)
-            return self._send(SERVICE, METHOD, payload, on_answer, raw=False, more=more)
+            payload = encode_request(feeds, fetches, times=ask)
+            return self._send(
+                SERVICE, METHOD, payload, on_answer, raw=False, more=more, timing=timing
+            )
         loan = self._lending.lend(feeds, fetches)
         places, room = ({}, None) if loan is None else (loan.places, loan.room)
         rows = max((array.shape[0] for array in feeds.values() if array.ndim), default=0)
         try:
-            payload = encode_request(feeds, fetches, places, room)
+            payload = encode_request(feeds, fetches, places, room, ask)
             lent = _Lent(fetches, rows, loan)
-            return self._send(SERVICE, METHOD, payload, on_answer, False, lent, more=more)
+            return self._send(
+                SERVICE, METHOD, payload, on_answer, False, lent, more=more, timing=timing
+            )
         except WireError:
             if loan is not None:
                 loan.free()
@@ -279,14 +291,18 @@ class TeacherClient:
         lent: Optional[_Lent] = None,
         fd: Optional[int] = None,
         more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> int:
-        """Send a frame; ``fd``: a file descriptor that goes with it. ``more``: see submit."""
+        """Send a frame; ``fd``: a file descriptor that goes with it. ``more``, ``timing``: see
+        submit.
+        """
         with self._lock:
             correlation_id = next(self._ids)
             broken = self._broken
             if broken is None:
-                pending = _Pending(on_answer, raw, size_of(payload), lent)
+                pending = _Pending(on_answer, raw, size_of(payload), lent, timing)
                 self._in_flight[correlation_id] = pending
+                self._is_followed = self._is_followed or timing is not None
         if broken is not None:
             on_answer(broken)
             return correlation_id
@@ -296,20 +312,31 @@ class TeacherClient:
         except WireError:
             self.forget(correlation_id)
             raise
-        self._transmit(buffers, fd, more)
+        self._transmit(buffers, fd, more, timing)
         return correlation_id
 
     def _transmit(
-        self, buffers: list[Buffer], fd: Optional[int] = None, more: bool = False
+        self,
+        buffers: list[Buffer],
+        fd: Optional[int] = None,
+        more: bool = False,
+        timing: Optional[Timing] = None,
     ) -> None:
         """Send a frame behind those that are held back, or hold it back as well."""
         try:
             with self._send_lock:
                 self._held += buffers
+                if timing is not None:
+                    self._held_timings.append(timing)
                 if more and fd is None and size_of(self._held) < _HELD_BYTES:
                     return
                 buffers, self._held = self._held, []
+                timings, self._held_timings = self._held_timings, []
+                for each in timings:
+                    each.sending = time.monotonic()
                 send_all(self._socket, buffers, fd)
+                for each in timings:
+                    each.sent = time.monotonic()
         except BlockingIOError as error:  # SO_SNDTIMEO has passed
             self._break(TeacherTimeout(self.endpoint, "it takes no more bytes"), error)
         except OSError as error:
@@ -342,6 +369,7 @@ class TeacherClient:
 
     def _receive_one(self) -> None:
         header = self._inbox.read(frame.HEADER_SIZE)
+        came = time.monotonic() if self._is_followed else 0.0
         body_size, meta_size = frame.parse_header(header, self._max_answer_bytes)
         body = self._inbox.read(body_size)
         meta, payload = frame.parse_body(body, meta_size)
@@ -355,6 +383,8 @@ class TeacherClient:
                 late.free()
             return
         self._proven_size = max(self._proven_size, pending.size)
+        if pending.timing is not None:
+            pending.timing.came, pending.timing.received = came, time.monotonic()
         try:
             answer = self._answer(meta, payload, pending)
         except WireError as error:
@@ -369,7 +399,7 @@ class TeacherClient:
         """What it says, in memory of its own. What its request was lent is free then."""
         loan = pending.lent.loan if pending.lent is not None else None
         try:
-            answer = self._decoded(meta, payload, pending.raw, loan.arenas if loan else None)
+            answer = self._decoded(meta, payload, pending, loan.arenas if loan else None)
             if loan is not None and isinstance(answer, dict):
                 answer = {
                     name: own_copy(array) if loan.holds(array) else array
@@ -389,7 +419,7 @@ class TeacherClient:
         self,
         meta: frame.ResponseMeta,
         payload: memoryview,
-        raw: bool,
+        pending: _Pending,
         memories: Optional[Memories],
     ) -> Union[Answer, memoryview]:
         if meta.error_code:
@@ -397,11 +427,14 @@ class TeacherClient:
         if meta.compress_type:  # as every Paddle Serving answers from 0.7 on, asked or not
             kind = compression_of(meta.compress_type)
             payload = decompress(payload, kind, self._max_answer_bytes)
-        if raw:
+        if pending.raw:
             return payload
-        response = decode_response(payload, memories)
+        timing = pending.timing
+        response = decode_response(payload, memories, timing is not None and timing.ask)
         if response.err_no:
             return error_for(self.endpoint, response.err_no, response.err_msg)
+        if timing is not None:
+            timing.server = response.times
         return response.outputs
 
     def _lost(self, reason: str) -> TeacherConnectionLost:

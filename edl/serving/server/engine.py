@@ -24,12 +24,13 @@ from edl.serving.server.memory import RequestMemory
 from edl.serving.server.metrics import Metrics
 from edl.serving.server.rate import Rate
 from edl.serving.server.sharing import Lease
-from edl.serving.wire import frame, labels, narrow
+from edl.serving.wire import frame, labels, narrow, times
 from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.fetches import answer_specs, resolve
 from edl.serving.wire.labels import LabelForm
 from edl.serving.wire.messages import Request, Room
 from edl.serving.wire.tensor import Place, as_text_array
+from edl.serving.wire.times import ServerTimes
 from edl.serving.worker import control
 from edl.serving.worker.child import WorkerDied
 from edl.serving.worker.handles import BatchOutcome, Lent, Result, Worker, WorkerError
@@ -56,15 +57,38 @@ class Refusal(Exception):
         self.code = code
 
 
+@dataclass(frozen=True)
+class Course:
+    """When what happened to a request, by ``time.monotonic``: it was ``queued``, a worker had
+    ``begun`` with its batch, and ``computed`` it. The batch had so many ``rows`` and ``requests``.
+    ``worker``: which one, from 0.
+    """
+
+    queued: float
+    begun: float
+    computed: float
+    rows: int
+    requests: int
+    worker: int
+
+    def times(self, arrived: float, encoded: float) -> ServerTimes:
+        """What is told of it, when it arrived and its answer was encoded then."""
+        decode, queue = self.queued - arrived, self.begun - self.queued
+        compute, encode = self.computed - self.begun, encoded - self.computed
+        return ServerTimes(decode, queue, compute, encode, self.rows, self.requests, self.worker)
+
+
 @dataclass
 class Outputs:
     """A request's outputs by fetch name. They lie in shared memory until ``release`` is called.
-    ``places``: where those lie that are in the client's own.
+    ``places``: where those lie that are in the client's own. ``course``: of a request that has
+    asked for times, and was computed.
     """
 
     arrays: dict[str, np.ndarray]
     release: Callable[[], None]
     places: Mapping[str, Place] = field(default_factory=dict)
+    course: Optional[Course] = None
 
 
 Outcome = Union[Outputs, Refusal]
@@ -75,7 +99,8 @@ class Job:
     """One accepted request. ``blocks`` of the input arena are the engine's to free. ``suspect``:
     it was in a batch that failed or killed a worker, so it is computed alone from now on.
     ``length``: tokens of a row; 0 where rows are no sequences. ``lease``: the client's own memory,
-    if it has handed any over; ``room``: where the answer may be laid there.
+    if it has handed any over; ``room``: where the answer may be laid there. ``times``: it is to be
+    told where its time went.
     """
 
     client: Guest
@@ -90,6 +115,7 @@ class Job:
     refs: dict[str, list[Any]] = field(default_factory=dict)
     suspect: bool = False
     length: int = 0
+    times: bool = False
 
 
 @dataclass(eq=False)
@@ -167,7 +193,7 @@ class Engine:
             *(worker.start(self._load_timeout) for worker in self._workers)
         )
         first = descriptions[0]
-        able = {labels.DESCRIBED: labels.VERSION, narrow.DESCRIBED: narrow.VERSION}
+        able = {each.DESCRIBED: each.VERSION for each in (labels, narrow, times)}
         self.description = replace(first, extra={**first.extra, **able})
         self._ready.update(self._workers)
         self.loaded = True
@@ -201,7 +227,7 @@ class Engine:
         it could not be taken.
         """
         now = asyncio.get_running_loop().time()
-        job = Job(client, [], 0, list(blocks), finish, now, lease)
+        job = Job(client, [], 0, list(blocks), finish, now, lease, times=request.times)
         try:
             if lease is not None and request.room is not None:
                 job.room = lease.room(request.room)
@@ -400,7 +426,7 @@ class Engine:
             else:
                 self._metrics.compute_seconds.observe(now - batch.since)
                 self._rate.observe(batch.work, now - batch.since)
-                self._answer(worker, batch.jobs, outcome)
+                self._answer(worker, batch, outcome, now)
         self._dispatch()
 
     def _compute_each(self, jobs: list[Job], error: WorkerError) -> None:
@@ -443,8 +469,9 @@ class Engine:
             job.suspect = True
             self._enqueue(job, again=True)
 
-    def _answer(self, worker: Worker, jobs: list[Job], result: Result) -> None:
+    def _answer(self, worker: Worker, batch: Batch, result: Result, now: float) -> None:
         """Hand the outputs out."""
+        jobs = batch.jobs
         unsent = len(jobs)
 
         def sent() -> None:
@@ -454,7 +481,14 @@ class Engine:
                 worker.free(result)
 
         for job, arrays in zip(jobs, list(result.outputs)):
-            self._finish(job, Outputs(arrays, sent))
+            outputs = Outputs(arrays, sent)
+            if job.times:
+                outputs.course = self._course(worker, batch, job, now)
+            self._finish(job, outputs)
+
+    def _course(self, worker: Worker, batch: Batch, job: Job, now: float) -> Course:
+        rows, number = sum(each.rows for each in batch.jobs), self._workers.index(worker)
+        return Course(job.since, batch.since, now, rows, len(batch.jobs), number)
 
     async def _restart(self, worker: Worker) -> None:
         for delay in itertools.chain((0.0, 0.0, 1.0, 5.0), itertools.repeat(30.0)):

@@ -19,6 +19,7 @@ from edl.serving.wire.description import DESCRIBE_METHOD, DESCRIBE_SERVICE
 from edl.serving.wire.local import SHARE_METHOD, SHARE_SERVICE, decode_share
 from edl.serving.wire.messages import METHODS, SERVICE, encode_response
 from edl.serving.wire.tensor import Buffer
+from edl.serving.wire.times import encode_times
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,9 @@ class _Answer:
             return
         try:
             payload = encode_response(outcome.arrays, self.log_id, outcome.places)
+            if outcome.course is not None:
+                times = outcome.course.times(self._arrived, time.monotonic())
+                payload.append(encode_times(times))
         except Exception as error:  # whatever it is, it is answered
             outcome.release()
             self.send(frame.EINTERNAL, f"the model's outputs cannot be sent: {error}", [])

@@ -10,8 +10,9 @@ GET /readyz                                     200 while requests would be comp
 GET /metrics                                    Prometheus
 ==============================================  ==================================================
 
-Pages take no body. An error's status follows brpc's code for it, which ``x-bd-error-code`` carries
-as brpc does.
+An answer of the model says where its time went in the header ``server-timing`` (W3C's Server
+Timing; durations in ms). Pages take no body. An error's status follows brpc's code for it, which
+``x-bd-error-code`` carries as brpc does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edl.serving.wire import frame, json_codec, labels
 from edl.serving.wire.compression import compress
 from edl.serving.wire.messages import METHODS, SERVICE, Request, encode_response
 from edl.serving.wire.tensor import Buffer, size_of
+from edl.serving.wire.times import server_timing
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class Routes:
         arrived = time.monotonic()
         self._service.begin()
         try:
-            response = await self._compute(guest, head, body)
+            response = await self._compute(guest, head, body, arrived)
             code = int(response.headers.get("x-bd-error-code", 0))
         except BaseException:
             self._service.end("http", frame.EINTERNAL, arrived)
@@ -136,15 +138,20 @@ class Routes:
         response.sent = sent
         return response
 
-    async def _compute(self, guest: Guest, head: Head, body: Body) -> HttpResponse:
+    async def _compute(self, guest: Guest, head: Head, body: Body, arrived: float) -> HttpResponse:
         blocks = [body.block]
         try:
             request = await self._decode(guest, head, body, blocks)
+            request.times = True  # told in a header that every browser shows
             submitted, blocks = blocks, []
             outcome = await self._outcome(request, submitted, guest)
             if isinstance(outcome, Refusal):
                 raise outcome
-            return await self._respond(head, outcome, request.log_id)
+            response = await self._respond(head, outcome, request.log_id)
+            if outcome.course is not None:
+                times = outcome.course.times(arrived, time.monotonic())
+                response.headers["server-timing"] = server_timing(times)
+            return response
         except Refusal as refusal:
             return self._refuse(refusal.code, str(refusal))
         except Exception as error:

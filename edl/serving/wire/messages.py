@@ -5,9 +5,9 @@ Request {1 tensor*, 2 fetch_var_names*, 4 log_id}, Response {1 outputs*, 4 log_i
 6 err_msg}, ModelOutput {1 tensor*, 2 engine_name}. ``log_id`` is an unsigned 64-bit number that a
 server gives back; RpcMeta has another of its own.
 
-Two more are ours, between processes on one machine (see ``local``): Tensor 1000 (see ``tensor``),
-and Request {1000 room}: {memory's number, offset, bytes}, three varints, where the answer may be
-laid.
+More are ours. Between processes on one machine (see ``local``): Tensor 1000 (see ``tensor``), and
+Request {1000 room}: {memory's number, offset, bytes}, three varints, where the answer may be laid.
+For a timeline (see ``times``): Request {1001} and Response {1000}.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from edl.serving.wire.tensor import (
     size_of,
     view_of,
 )
+from edl.serving.wire.times import TIMES, WANTED, ServerTimes, decode_times, encode_wish
 
 SERVICE = "baidu.paddle_serving.predictor.general_model.GeneralModelService"
 METHOD = "inference"
@@ -59,13 +60,15 @@ class Room(NamedTuple):
 class Request:
     """Arrays by feed name (alias), and the outputs that are wanted (all when empty).
 
-    ``room``: where the answer may be laid, if it fits.
+    ``room``: where the answer may be laid, if it fits. ``times``: whether it is to say where its
+    time went.
     """
 
     feeds: dict[str, np.ndarray]
     fetches: list[str] = field(default_factory=list)
     log_id: int = 0
     room: Optional[Room] = None
+    times: bool = False
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Response:
     err_no: int = 0
     err_msg: str = ""
     log_id: int = 0
+    times: Optional[ServerTimes] = None
 
 
 def encode_request(
@@ -83,14 +87,17 @@ def encode_request(
     fetches: Sequence[str],
     places: Mapping[str, Place] = _NO_PLACES,
     room: Optional[Room] = None,
+    times: bool = False,
 ) -> list[Buffer]:
     """A ``Request`` as buffers that reference the arrays' memory (see ``encode_tensor``).
-    ``places``: where the data of some of them lie.
+    ``places``: where the data of some of them lie. ``times``: ask where its time goes.
     """
     buffers = _encode_tensors(feeds, places)
     buffers.append(b"".join(pb.text(_FETCH_NAMES, name) for name in fetches))
     if room is not None:
         buffers.append(pb.blob(_ROOM, b"".join(map(pb.encode_varint, room))))
+    if times:
+        buffers.append(encode_wish())
     return buffers
 
 
@@ -106,6 +113,7 @@ def decode_request(
     fetches = []
     log_id = 0
     room: Optional[Room] = None
+    times = False
     for number, _, value in pb.fields(message):
         if number == _TENSOR:
             _add(feeds, pb.as_bytes(number, value), effort, memories)
@@ -115,7 +123,9 @@ def decode_request(
             log_id = pb.as_int(number, value)
         elif number == _ROOM:
             room = _decode_room(pb.as_bytes(number, value), memories or {})
-    return Request(feeds, fetches, log_id, room)
+        elif number == WANTED:
+            times = bool(pb.as_int(number, value))
+    return Request(feeds, fetches, log_id, room, times)
 
 
 def _decode_room(value: memoryview, memories: Memories) -> Room:
@@ -146,9 +156,11 @@ def encode_error(err_no: int, err_msg: str) -> list[Buffer]:
     return [pb.integer(_ERR_NO, err_no) + pb.text(_ERR_MSG, err_msg)]
 
 
-def decode_response(message: memoryview, memories: Optional[Memories] = None) -> Response:
+def decode_response(
+    message: memoryview, memories: Optional[Memories] = None, times: bool = False
+) -> Response:
     """A ``Response``; arrays are views of ``message`` where the format allows, or of one of the
-    ``memories`` that its sender maps, too.
+    ``memories`` that its sender maps, too. ``times``: they were asked for; else nobody looks.
     """
     response = Response()
     for number, _, value in pb.fields(message):
@@ -162,6 +174,8 @@ def decode_response(message: memoryview, memories: Optional[Memories] = None) ->
             response.err_no = pb.as_signed32(pb.as_int(number, value))
         elif number == _ERR_MSG:
             response.err_msg = pb.as_text(number, value)
+        elif times and number == TIMES:
+            response.times = decode_times(pb.as_bytes(number, value))
     return response
 
 

@@ -101,7 +101,7 @@ class Parser:
         answer = await child.call({"store": block})
         feeds: dict[str, Sequence[Any]] = answer["feeds"]
         arrays = {name: control.resolve(self._inputs, ref) for name, ref in feeds.items()}
-        return Request(arrays, answer["fetches"], answer["log_id"])
+        return Request(arrays, answer["fetches"], answer["log_id"], times=answer["times"])
 
     async def _turn(self, size: int) -> None:
         if not self._busy:

@@ -10,7 +10,8 @@ request goes through two steps, each a message and an answer (see ``control``):
 from the front                                          the answer
 ======================================================  ========================================
 ``{"parse": [offset, size], "json", "kind", "limit"}``  ``{"room": bytes}`` or ``{"error": text}``
-``{"store": offset}``                                   ``{"feeds": refs, "fetches", "log_id"}``
+``{"store": offset}``                                   ``{"feeds": refs, "fetches", "log_id",
+                                                        "times"}``
 ``{"drop": true}``                                      ``{}``
 ======================================================  ========================================
 
@@ -98,7 +99,8 @@ class ParserLoop:
             else:
                 refs[name] = control.tensor_ref(where, array)
         request = parsed.request
-        return {"feeds": refs, "fetches": request.fetches, "log_id": request.log_id}
+        said = {"fetches": request.fetches, "log_id": request.log_id, "times": request.times}
+        return {"feeds": refs, **said}
 
 
 def main() -> None:
