@@ -19,27 +19,51 @@ from edl.errors import ConfigError
 RECORD = 16 << 10
 
 #: Bytes that are sent or received in one go: between them others get their turn.
-_IN_A_ROW = 1 << 20
+_IN_A_ROW = 256 << 10
 
 _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 Buffers = Sequence[memoryview]
 
 
-def context(purpose: ssl.Purpose, authority: Optional[str] = None) -> ssl.SSLContext:
-    """Protocol versions and ciphers that are sound today. ``authority``: a file of certificates in
-    PEM format that sign the peer's; the system's, if a server's is to be verified and none is said.
-
-    Raises ConfigError for a file that is none.
+def server_context(authority: Optional[str] = None) -> ssl.SSLContext:
+    """For a server. ``authority``: a file of certificates in PEM format; clients may show one that
+    they have signed, and none of others. Raises ConfigError for a file that is none.
     """
-    try:
-        made = ssl.create_default_context(purpose, cafile=authority)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(f"{authority} holds no certificates in PEM format: {error}") from error
+    made = _sound(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    made.num_tickets = 0  # a session that is taken up again would not be looked at again
+    if authority is not None:
+        _load_authority(made, authority)
+        made.verify_mode = ssl.CERT_OPTIONAL
+    return made
+
+
+def client_context(authority: Optional[str] = None) -> ssl.SSLContext:
+    """For a client, which looks at a server's certificate and its name. ``authority``: a file of
+    certificates in PEM format that have signed it; without, the system's count. Raises ConfigError
+    for a file that is none.
+    """
+    made = _sound(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    made.hostname_checks_common_name = False
+    if authority is None:
+        made.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        _load_authority(made, authority)
+    return made
+
+
+def _sound(made: ssl.SSLContext) -> ssl.SSLContext:
+    """With nothing that is known to be weak."""
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    made.hostname_checks_common_name = False
     return made
+
+
+def _load_authority(made: ssl.SSLContext, path: str) -> None:
+    try:
+        made.load_verify_locations(path)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"{path} holds no certificates in PEM format: {error}") from error
 
 
 def load(made: ssl.SSLContext, certificate: str, key: str) -> None:
@@ -68,8 +92,9 @@ def check_files(**files: Optional[str]) -> None:
 
 
 def send_some(sock: ssl.SSLSocket, buffers: Buffers) -> int:
-    """Send what can be sent now, at most about a megabyte: how many bytes. Raises BlockingIOError
-    if none can be; then the same bytes must be sent next, and perhaps more. Raises OSError.
+    """Send what can be sent now, but not more than takes a moment: how many bytes. Raises
+    BlockingIOError if none can be; then the same bytes must be sent next, and perhaps more. Raises
+    OSError.
     """
     total = 0
     for part in _parts(buffers):
@@ -107,8 +132,8 @@ def _parts(buffers: Buffers) -> Iterator[memoryview]:
 
 
 def receive_some(sock: ssl.SSLSocket, view: memoryview) -> int:
-    """Receive into ``view`` what is there, at most about a megabyte: how many bytes; 0 if the peer
-    has closed. Raises BlockingIOError if nothing is there. Raises OSError.
+    """Receive into ``view`` what is there, but not more than takes a moment: how many bytes; 0 if
+    the peer has closed. Raises BlockingIOError if nothing is there. Raises OSError.
     """
     total = 0
     while total < len(view) and total < _IN_A_ROW:

@@ -16,6 +16,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from edl._endpoints import parse_etcd_endpoints
-from edl.errors import EdlError
+from edl.errors import DiscoveryError, EdlError
+
+if TYPE_CHECKING:
+    from edl.discovery import Etcd
 
 #: What a finding may be. Only problems are a reason to exit with an error.
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -47,6 +51,7 @@ _FEW_FILES = 1024
 _SMALL_SHARED_MEMORY = 256 << 20
 _CLOCK_MAY_DIFFER = 2.0
 _PADDLE_WITHIN = 180.0
+_EXPIRES_SOON = 30 * 86400.0
 
 _USE_PADDLE = """
 import json
@@ -172,9 +177,9 @@ def check_etcd(endpoints: str) -> Iterator[Finding]:
     name = f"etcd at {endpoints}"
     try:
         with Etcd(endpoints) as etcd:
-            etcd.call(lambda client: client.get("/"))
+            _ask(etcd)
             started = time.monotonic()
-            etcd.call(lambda client: client.get("/"))
+            _ask(etcd)
             took = time.monotonic() - started
         yield Finding(name, OK, f"answers in {took * 1e3:.1f} ms")
     except EdlError as error:
@@ -185,6 +190,43 @@ def check_etcd(endpoints: str) -> Iterator[Finding]:
         theirs = _http_time(host, port)
         if theirs is not None:
             yield clock(f"clock of etcd at {host}:{port}", theirs - time.time())
+
+
+def _ask(etcd: Etcd) -> None:
+    """Anything. A user that may not read it has been answered, too."""
+    from edl.discovery.etcd import is_forbidden
+
+    try:
+        etcd.call(lambda client: client.get("/"))
+    except EdlError as error:
+        if not isinstance(error, DiscoveryError) or not is_forbidden(error):
+            raise
+
+
+def check_trust(now: float) -> Iterator[Finding]:
+    """How teachers are told from strangers, as the environment says."""
+    from edl.serving.client.tls import Trust, context_of
+
+    name = "TLS with teachers"
+    try:
+        trust = Trust.from_environment()
+        authorities = context_of(trust).get_ca_certs() if trust.ca else []
+    except EdlError as error:
+        yield Finding(name, PROBLEM, str(error), "see docs/how-to/access.md")
+        return
+    ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in authorities]
+    if not trust.ca:
+        yield Finding(name, OK, "only with those that say so: EDL_TEACHER_CA is not set")
+    elif not ends or max(ends) <= now:
+        remedy = "the authority's certificate, in EDL_TEACHER_CA"
+        yield Finding(name, PROBLEM, f"{trust.ca} has no authority that is valid now", remedy)
+    elif min(ends) < now + _EXPIRES_SOON:
+        left = (min(ends) - now) / 86400
+        remedy = "add the authority's next certificate to the file"
+        yield Finding(name, NOTE, f"an authority in {trust.ca} is valid {left:.0f} days", remedy)
+    else:
+        said = "" if trust.cert is None else ", and we have a certificate"
+        yield Finding(name, OK, f"teachers are signed by {trust.ca}{said}")
 
 
 def check_clock() -> Iterator[Finding]:
@@ -293,6 +335,7 @@ def check_all(etcd: Optional[str]) -> Iterator[Finding]:
     yield from check_etcd_binary()
     yield from check_network()
     yield from check_etcd(etcd) if etcd else check_port()
+    yield from check_trust(time.time())
     yield from check_clock()
     yield from check_limits()
     yield from check_extras()

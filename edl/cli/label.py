@@ -81,6 +81,11 @@ def _shard(
     metavar="NAME",
     help="A slot by which rows are known.  [default: all that they hold]",
 )
+@click.option(
+    "--store-model",
+    metavar="FINGERPRINT",
+    help="Take only teachers of this model; also one of which no more is known (specs:...).",
+)
 @click.option("--store-bytes", type=click.IntRange(1), help="How large the store may become.")
 @click.option(
     "--epochs",

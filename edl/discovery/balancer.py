@@ -23,7 +23,7 @@ from typing import Any, Callable, Optional
 from edl._threads import Loop
 from edl.discovery import CLOSE_WITHIN
 from edl.discovery.assignment import Plan, Rates, Summary, plan
-from edl.discovery.etcd import Etcd
+from edl.discovery.etcd import Etcd, is_forbidden
 from edl.discovery.keys import ASSIGNMENTS, BALANCE, CANDIDATE, LEADER, service_prefix
 from edl.discovery.leased import LeasedKey
 from edl.discovery.records import format_assignment, parse_wanted
@@ -53,8 +53,9 @@ class Balancer:
     seconds after which another one follows a leader that has died. ``bounds``: of the number of
     teachers wanted; None: the default ones. ``on_summary`` is called with a Summary, on that
     thread, after every balancing and when the number wanted has changed; with None when this does
-    not lead any more. Raises ConfigError for a service name that cannot be; an etcd that does not
-    answer is tried again.
+    not lead any more. One that etcd does not let write is no candidate any longer, unless it is
+    eager. Raises ConfigError for a service name that cannot be; an etcd that does not answer is
+    tried again.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class Balancer:
         self._over = threading.Event()
         self._loop = Loop("edl-balancer", self._campaign, _RETRY_DELAY)
 
+    @property
+    def running(self) -> bool:
+        """Whether it is a candidate, or leads."""
+        return self._loop.alive
+
     def start(self) -> None:
         """Become a candidate."""
         self._loop.start()
@@ -103,7 +109,12 @@ class Balancer:
                 self._candidacy.release()
                 self._lead()
         except DiscoveryError as error:
-            logger.debug("balancing %s: %s", self._prefix, error)
+            if is_forbidden(error) and not self._eager:
+                logger.info("balancing %s is left to others: %s", self._prefix, error)
+                self._loop.stop()
+            else:
+                log = logger.warning if is_forbidden(error) else logger.debug
+                log("balancing %s: %s", self._prefix, error)
         finally:
             self._step_down()
 

@@ -301,6 +301,12 @@ def _is_stale_token(error: Exception) -> bool:
     )
 
 
+def is_forbidden(error: DiscoveryError) -> bool:
+    """Whether our user may not do what was asked."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and cause.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
 def describe(error: BaseException) -> str:
     """One line for an error of etcd3 or gRPC, whose own texts are empty or a page long."""
     if isinstance(error, grpc.RpcError) and hasattr(error, "details"):

@@ -7,6 +7,7 @@ import time
 from typing import Any, Optional
 
 from edl.discovery.etcd import Etcd
+from edl.errors import DiscoveryError, EtcdUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,14 @@ class LeasedKey:
     def take(self, value: str) -> bool:
         """Write the key unless somebody holds it; whether it is ours now."""
         lease = self._etcd.call(lambda client: client.lease(self._ttl))
-        if not self._put_if_absent(value, lease):
+        try:
+            taken = self._put_if_absent(value, lease)
+        except EtcdUnavailable:
+            raise
+        except DiscoveryError:  # such as: we may not
+            self._etcd.call(lambda client: client.revoke_lease(lease.id))
+            raise
+        if not taken:
             self._etcd.call(lambda client: client.revoke_lease(lease.id))
             return False
         self._lease, self._written = lease, value

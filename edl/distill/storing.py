@@ -25,9 +25,9 @@ from edl.distill.narrowing import NarrowAnswer
 from edl.distill.plan import Plan
 from edl.distill.settings import Model, PoolConfig
 from edl.distill.stream import Batch, Stream
-from edl.errors import ConfigError, NoTeacherError, SourceError, StoreError
+from edl.errors import BatchRefused, ConfigError, NoTeacherError, SourceError, StoreError
 from edl.serving.wire import labels, narrow
-from edl.serving.wire.description import TensorSpec
+from edl.serving.wire.description import SPECS_ONLY, TensorSpec
 from edl.serving.wire.labels import TARGET_FEED
 from edl.store import LabelStore
 from edl.store.keys import Slot, digests
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: One in so many rows that are found by another key is compared with what the row holds.
 _COMPARED = 256
+
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,9 @@ class Storing:
         to the store. Raises what the stream raises.
         """
         while (finished := self._take(stream)) is not None:
-            if finished.error is not None:
-                raise finished.error
             looked_up = finished.payload
+            if finished.error is not None:
+                raise _with_row_numbers(finished.error, looked_up)
             for kind, keys, found in looked_up.found:
                 columns = self._merge(looked_up, kind, keys, found, finished.parts, stream)
                 for name, array in columns.items():
@@ -274,11 +276,24 @@ class Storing:
             return None
         model, plan = settled
         if plan is not None:
-            return kinds_of(plan, model, self._key)
+            self._check_known(model)
+            return kinds_of(plan, model, self._key, self._wire)
         logger.warning(
             "no teacher: labels are those of model %s in %s", model, self._store.directory
         )
         return known[model]
+
+    def _check_known(self, model: str) -> None:
+        """Raises StoreError for a model that is known by its feeds and fetches only, as others may
+        be, unless the reader has named it.
+        """
+        if model.startswith(SPECS_ONLY) and model != self.wanted_model:
+            raise StoreError(
+                "the teachers do not say which model they serve, so its labels cannot be told from "
+                "another one's: give it a fingerprint (serve(fingerprint=...), Description(..., "
+                "fingerprint=...), edl register --model), or name what is known of it, "
+                f"store_model={model!r}, and use another directory when the model changes"
+            )
 
     def _stored(self) -> dict[str, list[Kind]]:
         """The models of which the store has every prediction that is wanted, and their kinds."""
@@ -305,7 +320,7 @@ class Storing:
             and not slots & set(kind.unfed)
             and kind.targets in ("", self._targets)
             and (self._lengths is not None or not kind.trimmed)
-            and kind.rounded in ((), _rounded(self._wire, kind.feeds))
+            and set(kind.rounded) <= {_as(*said) for said in self._wire.items()}
         )
 
     # --- looking up -------------------------------------------------------------------------
@@ -449,7 +464,7 @@ class Storing:
     def _may_add(self, kind: Kind, stream: Stream) -> bool:
         """Whether what teachers answer is of this kind."""
         plan = stream.plan()
-        if plan is None or kind in kinds_of(plan, kind.model, self._key):
+        if plan is None or kind in kinds_of(plan, kind.model, self._key, self._wire):
             return True
         if not self._warned:
             self._warned = True
@@ -459,6 +474,21 @@ class Storing:
                 kind.prediction,
             )
         return False
+
+
+def _with_row_numbers(error: BaseException, looked_up: Optional[LookedUp]) -> BaseException:
+    """The same, with what the numbers of rows mean in it, where a part of a batch was asked for."""
+    rows = isinstance(error, (BatchRefused, SourceError))
+    if not rows or looked_up is None or not looked_up.spared:
+        return error
+    numbers = ", ".join(map(str, looked_up.missing[:_MOST_LISTED].tolist()))
+    more = ", ..." if looked_up.rows > _MOST_LISTED else ""
+    said = type(error)(
+        f"{error}; rows are counted among those of the batch that the label store has not, which "
+        f"are {numbers}{more}"
+    )
+    said.__cause__ = error
+    return said
 
 
 def _fill_up(columns: dict[str, np.ndarray], kind: Kind, lengths: Optional[np.ndarray]) -> None:
@@ -472,9 +502,12 @@ def _fill_up(columns: dict[str, np.ndarray], kind: Kind, lengths: Optional[np.nd
             array[np.arange(array.shape[1]) >= lengths[:, np.newaxis]] = column.pad
 
 
-def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
-    """What a teacher's answers are stored as, for each prediction. Raises ConfigError for one that
-    cannot be.
+def kinds_of(
+    plan: Plan, model: str, keyed_by: tuple[str, ...], wire: Mapping[str, str]
+) -> list[Kind]:
+    """What answers are stored as, for each prediction. What ``wire`` says counts, whether the
+    teacher of this plan can do it or not: another one of its model may. Raises ConfigError for what
+    cannot be stored.
     """
     fed = {name: spec for _, name, spec in plan.feeds}
     trimmed = plan.lengths is not None and not plan.whole
@@ -488,11 +521,11 @@ def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
             if ask.form.target and plan.targets is not None:
                 targets = plan.targets[1]
                 slots[targets] = ask.feeds[TARGET_FEED]
-        elif isinstance(ask, NarrowAnswer):
-            prediction, columns = ask.fetches[0], {ask.name: ask.spec}
         else:
-            prediction = ask
-            columns = {name: spec for name, spec in plan.fetches if name == ask}
+            prediction = ask.name if isinstance(ask, NarrowAnswer) else ask
+            columns = {name: spec for name, spec in plan.fetches if name == prediction}
+            if prediction in _narrower(wire, columns):
+                prediction = narrow.ask(prediction, wire[prediction])
         sequences = [name for name, spec in slots.items() if spec.pad is not None]
         kinds.append(
             Kind(
@@ -506,7 +539,7 @@ def kinds_of(plan: Plan, model: str, keyed_by: tuple[str, ...]) -> list[Kind]:
                 targets,
                 drawn,
                 keyed_by,
-                _rounded(plan.sent_as, slots),
+                tuple(_as(name, wire[name]) for name in _narrower(wire, slots)),
             )
         )
     return kinds
@@ -517,10 +550,15 @@ def _as_asked(kind: Kind) -> tuple[bool, bool, bool]:
     return narrow.is_asked(kind.prediction), bool(kind.rounded), kind.trimmed
 
 
-def _rounded(wire: Mapping[str, str], feeds: Collection[str]) -> tuple[str, ...]:
-    """Which feeds travel as something that does not hold all their values."""
-    sent = [(name, dtype) for name, dtype in wire.items() if name in feeds and dtype != "uint8"]
-    return tuple(f"{name} as {dtype}" for name, dtype in sorted(sent))
+def _narrower(wire: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> list[str]:
+    """What of these loses something when it travels as is said, sorted."""
+    floats = ((name, narrow.ANSWER_DTYPES.get(wire.get(name, ""))) for name in sorted(specs))
+    return [name for name, sent in floats if sent and narrow.widens(sent, specs[name].dtype)]
+
+
+def _as(name: str, dtype: str) -> str:
+    """How a kind names a feed that has travelled so."""
+    return f"{name} as {dtype}"
 
 
 def _column(name: str, spec: TensorSpec) -> Column:

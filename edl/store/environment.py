@@ -15,18 +15,18 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
+from edl.store.places import DATA
 from edl.store.records import KIND, Kind, checked
 
 #: What this module writes; stores of a later one are not touched.
 VERSION = 1
 
-_DATA = "data.mdb"
 _FIRST_MAP = 64 << 20
 _MOST_READERS = 1024
 
@@ -62,7 +62,8 @@ class Environment:
         self.users = 0
         self._sealed = sealed
         self._lmdb = import_lmdb()
-        self._resizing = threading.Lock()  # no transaction of ours may run while the map grows
+        # No transaction of ours may run while the map grows. Taken in this order.
+        self._writing, self._resizing = threading.Lock(), threading.Lock()
         try:
             self._env = self._lmdb.open(
                 str(path),
@@ -91,7 +92,7 @@ class Environment:
         """Reading behind a file's end kills a process, so one that was cut off is not read."""
         pages, size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
         if 0 < self.nbytes < pages * size:
-            raise StoreError(f"{self.path / _DATA} was cut off: remove it, or restore it")
+            raise StoreError(f"{self.path / DATA} was cut off: remove it, or restore it")
 
     def _open_tables(self, create: bool) -> None:
         if not self._sealed:
@@ -114,7 +115,7 @@ class Environment:
     def nbytes(self) -> int:
         """What it takes on the disk."""
         try:
-            return (self.path / _DATA).stat().st_size
+            return (self.path / DATA).stat().st_size
         except FileNotFoundError:
             return 0
 
@@ -183,48 +184,72 @@ class Environment:
     def _reading(self, table: Any) -> Iterator[Any]:
         """A transaction. Raises StoreError for what LMDB cannot make sense of."""
         try:
-            with self._resizing, self._begin(table) as transaction:
-                yield transaction
+            while True:
+                with self._resizing, contextlib.ExitStack() as stack:
+                    try:
+                        begun = self._env.begin(db=table, buffers=True)
+                    except self._lmdb.MapResizedError:  # another process has let the map grow
+                        begun = None
+                    if begun is not None:
+                        yield stack.enter_context(begun)
+                        return
+                with self._writing:
+                    self._resize(0)
         except self._lmdb.Error as error:
             raise StoreError(f"{self.path} cannot be read: {error}") from error
 
-    def _begin(self, table: Any) -> Any:
-        try:
-            return self._env.begin(db=table, buffers=True)
-        except self._lmdb.MapResizedError:  # another process has let the map grow
-            self._env.set_mapsize(0)
-            return self._env.begin(db=table, buffers=True)
+    def _resize(self, nbytes: int) -> None:
+        """Let the map have so many bytes; 0: as many as others have given it. While writing."""
+        with self._resizing:
+            self._env.set_mapsize(nbytes)
 
     # --- writing ----------------------------------------------------------------------------
 
     def write(
-        self, records: Sequence[tuple[bytes, bytes]], kinds: Iterable[Kind], append: bool = False
-    ) -> None:
-        """Add records, all or none; they are on the disk when it returns. ``append``: keys come in
-        their order, which fills pages. Raises StoreError if there is no room on the disk.
+        self,
+        records: Sequence[tuple[bytes, bytes]],
+        kinds: Iterable[Kind],
+        append: bool = False,
+        limit: Optional[int] = None,
+    ) -> bool:
+        """Add records, all or none; they are on the disk when it returns true. ``append``: keys
+        come in their order, which fills pages. ``limit``: bytes that it may take on the disk; if it
+        would take more, nothing is added, and it returns false. Raises StoreError if there is no
+        room on the disk.
         """
-        while True:
-            try:
-                with self._env.begin(write=True) as transaction:
-                    for kind in kinds:
-                        transaction.put(kind.id, kind.text.encode(), db=self._kinds)
-                    transaction.cursor(self._labels).putmulti(records, append=append)
-                return
-            except self._lmdb.MapFullError:
-                need = sum(len(record) for _, record in records)
-                with self._resizing:
-                    size = self._env.info()["map_size"]
-                    self._env.set_mapsize(max(2 * size, size + 4 * need))
-            except self._lmdb.MapResizedError:
-                with self._resizing:
-                    self._env.set_mapsize(0)
-            except (self._lmdb.Error, OSError) as error:
-                raise StoreError(f"{self.path} takes no more labels: {error}") from error
+        kinds, first = list(kinds), True
+        with self._writing:
+            while True:
+                try:
+                    if limit is not None and self._env.info()["map_size"] > limit:
+                        self._resize(max(1, limit))
+                    self._put(records, kinds, append)
+                    return True
+                except self._lmdb.MapFullError:
+                    if not (first and self._env.reader_check()):  # pages of processes killed
+                        size = self._env.info()["map_size"]
+                        if limit is not None and size >= limit:
+                            return False
+                        need = sum(len(record) for _, record in records)
+                        self._resize(max(2 * size, size + 4 * need))
+                    first = False
+                except self._lmdb.MapResizedError:
+                    self._resize(0)
+                except (self._lmdb.Error, OSError) as error:
+                    raise StoreError(f"{self.path} takes no more labels: {error}") from error
+
+    def _put(
+        self, records: Sequence[tuple[bytes, bytes]], kinds: Iterable[Kind], append: bool
+    ) -> None:
+        with self._env.begin(write=True) as transaction:
+            for kind in kinds:
+                transaction.put(kind.id, kind.text.encode(), db=self._kinds)
+            transaction.cursor(self._labels).putmulti(records, append=append)
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Remove records. Raises StoreError."""
         try:
-            with self._env.begin(write=True, db=self._labels) as transaction:
+            with self._writing, self._env.begin(write=True, db=self._labels) as transaction:
                 for key in keys:
                     transaction.delete(key)
         except (self._lmdb.Error, OSError) as error:
@@ -251,7 +276,7 @@ class Environment:
 
     def close(self) -> None:
         """For ``release``. What reads is waited for: what it reads is unmapped."""
-        with self._resizing:
+        with self._writing, self._resizing:
             self._env.close()
 
 

@@ -194,7 +194,7 @@ def _sound_ones(
 def _write(
     records: Iterable[tuple[bytes, bytes]],
     kinds: dict[bytes, Kind],
-    write: Callable[[Sequence[tuple[bytes, bytes]], list[Kind]], None],
+    write: Callable[[Sequence[tuple[bytes, bytes]], list[Kind]], object],
 ) -> int:
     """Write records a page at a time; how many there were."""
     page: list[tuple[bytes, bytes]] = []
@@ -324,7 +324,7 @@ def _write_array(
 
 
 def _nbytes(path: Path) -> int:
-    return sum(each.stat().st_size for each in path.glob("data.mdb"))
+    return (path / places.DATA).stat().st_size
 
 
 def _sync(directory: Path) -> None:

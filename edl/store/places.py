@@ -24,6 +24,7 @@ from typing import IO, Optional
 from edl.errors import StoreError
 
 SHARED, LIVE, SEALED = "shared", ".live", ".sealed"
+DATA = "data.mdb"  # LMDB's file in each of them
 _OWNER, _IN_USE, _MACHINES = "owner", "in-use", "machines"
 
 #: File systems that are one machine's own.
@@ -145,3 +146,12 @@ def shared_one(directory: Path) -> Optional[Path]:
     """That of all processes of a machine, if there is one."""
     path = directory / SHARED
     return path if path.is_dir() else None
+
+
+def nbytes(directory: Path) -> int:
+    """What all environments of a store take on the disk, whoever fills them."""
+    total = 0
+    for path in directory.glob(f"*/{DATA}"):
+        with contextlib.suppress(OSError):  # sealed, or put together, at this moment
+            total += path.stat().st_size
+    return total

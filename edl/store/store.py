@@ -28,10 +28,6 @@ _COMMIT_EVERY, _COMMIT_BYTES = 1.0, 64 << 20
 _MOST_WAITING = 512 << 20
 
 
-#: What labels take on the disk, times their own bytes, while a store is filled: pages are not full.
-_OVERHEAD = 3
-
-
 @dataclass
 class Counters:
     """What has happened to one store in this process. ``added``: labels of rows on the disk;
@@ -202,8 +198,8 @@ class LabelStore:
 
     @property
     def nbytes(self) -> int:
-        """What all of it takes on the disk."""
-        return sum(environment.nbytes for environment in self.environments())
+        """What all of it takes on the disk, of other processes too."""
+        return places.nbytes(self.directory)
 
     # --- adding -----------------------------------------------------------------------------
 
@@ -276,53 +272,71 @@ class LabelStore:
                     self._done = asked
                     self._lock.notify_all()
                     return
-            problem = ""
+            written, problem = 0, ""
             try:
-                problem = self._write(labels)
+                written = self._write(labels)
+                if written < len(labels):
+                    problem = self._full or (
+                        f"{self.directory} would be larger than its limit of {self._limit} bytes"
+                    )
+            except (StoreError, OSError) as error:
+                problem = str(error)
             except Exception as error:
                 logger.exception("labels cannot be stored")
                 problem = f"{type(error).__name__}: {error}"
             with self._lock:
-                self._settle(labels, problem)
+                self._settle(labels, written, problem)
                 self._done = max(self._done, asked)
                 self._lock.notify_all()
 
-    def _settle(self, labels: Sequence[Labels], problem: str) -> None:
-        """They are on the disk, or never will be. With the lock."""
+    def _settle(self, labels: Sequence[Labels], written: int, problem: str) -> None:
+        """The first so many of them are on the disk, and the others never will be. With the
+        lock.
+        """
         del self._waiting[: len(labels)]
-        rows = sum(len(each.keys) for each in labels)
-        for each in labels:
+        for number, each in enumerate(labels):
             self._waiting_bytes -= each.nbytes
             for key in each.keys:
                 if self._pending.get(key, (None,))[0] is each:
                     del self._pending[key]
-        if not problem:
-            self.counters.added += rows
-            return
-        if not self._full:
+            if number < written:
+                self.counters.added += len(each.keys)
+            else:
+                self.counters.dropped += len(each.keys)
+        if problem and not self._full:
             self._full = problem
             logger.warning("no more labels are stored: %s", problem)
-        self.counters.dropped += rows
 
-    def _write(self, labels: Sequence[Labels]) -> str:
-        """Why not, if they could not be written."""
-        if self._full:
-            return self._full
-        if self._limit is not None:
-            will_be = self.nbytes + _OVERHEAD * sum(each.nbytes for each in labels)
-            if will_be > self._limit:
-                return f"{self.directory} would be larger than its limit of {self._limit} bytes"
+    def _write(self, labels: Sequence[Labels]) -> int:
+        """Write them, or as many as the limit has room for; how many these are."""
+        if self._full or (self._own is None and self._room() == 0):
+            return 0
+        if self._write_all(labels):
+            return len(labels)
+        for written, each in enumerate(labels):
+            if not self._write_all([each]):
+                return written
+        return len(labels)
+
+    def _write_all(self, labels: Sequence[Labels]) -> bool:
+        """Whether there was room for all of them; otherwise none is written."""
+        own = self._own_environment()
         records: list[tuple[bytes, bytes]] = []
         for each in labels:
             records += zip(each.keys, each.records())
         new = {each.kind for each in labels if each.kind.id not in self._known}
-        try:
-            self._own_environment().write(records, new)
-        except (StoreError, OSError) as error:
-            return str(error)
+        if not own.write(records, new, limit=self._room()):
+            return False
         self._known |= {kind.id for kind in new}
         self.counters.bytes += sum(len(record) for _, record in records)
-        return ""
+        return True
+
+    def _room(self) -> Optional[int]:
+        """What this process's own environment may take, with what it has; None: no limit."""
+        if self._limit is None:
+            return None
+        own = 0 if self._own is None else self._own.nbytes
+        return max(0, self._limit - places.nbytes(self.directory) + own)
 
     def write(self, records: Sequence[tuple[bytes, bytes]], kinds: Sequence[Kind]) -> None:
         """Add records as they are; they are on the disk when it returns. Raises StoreError."""

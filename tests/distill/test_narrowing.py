@@ -131,6 +131,19 @@ def test_a_teacher_and_an_old_one_give_the_same_in_one_epoch(teacher, old_teache
     )
 
 
+def test_what_may_have_been_rounded_is_stored_as_such(old_teacher, tmp_path):
+    """Whichever teachers there were: that one could not do it says nothing of others."""
+    for wire in ({"img": "float16"}, {"y": "float16"}):
+        with reader_of(old_teacher, wire=wire, store=tmp_path) as reader:
+            list(reader)
+        with reader_of(old_teacher, store=tmp_path, wire=wire) as reader:
+            list(reader)
+            assert reader.stats()["store"]["misses"] == 0
+    with reader_of(old_teacher, store=tmp_path) as reader:
+        list(reader)
+        assert reader.stats()["store"]["hits"] == 0
+
+
 def test_teachers_of_narrow_feeds_are_sent_what_they_have():
     with double_teacher(dtype="float16") as teacher:
         with reader_of(teacher, wire={"img": "float16", "y": "float16"}) as reader:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -340,6 +341,22 @@ def test_an_empty_store_without_teachers_says_that_there_is_nothing(tmp_path):
         next(iter(reader))
 
 
+def test_what_is_said_of_rows_says_which_ones_of_a_batch_that_is_half_known(tmp_path):
+    good = [(np.zeros((ROWS, WIDTH), "f4") + np.arange(ROWS, dtype="f4")[:, np.newaxis],)]
+    bad = good[0][0].copy()
+    bad[[1, 5]] = 1e9  # which is no float16
+    options = {"teachers": None, "wire": {"img": "float16"}, "store": tmp_path}
+    with counting() as teacher:
+        options["teachers"] = teacher.endpoint
+        with DistillReader(["img"], ["prob"], good, **options) as reader:
+            assert len(read(reader)) == 1
+        with (
+            DistillReader(["img"], ["prob"], [(bad,)], **options) as reader,
+            pytest.raises(SourceError, match=r"row 0: .* which are 1, 5$"),
+        ):
+            read(reader)
+
+
 # --- models -------------------------------------------------------------------------------------
 
 
@@ -350,6 +367,20 @@ def test_labels_of_another_model_are_no_labels(tmp_path):
         for (img, _), (_, _, prob) in zip(images(), reader):
             np.testing.assert_allclose(prob[:, 0], 2 * img.sum(axis=1), rtol=1e-6)
         assert teacher.rows == ROWS * BATCHES
+
+
+def test_labels_of_a_model_that_nobody_can_tell_from_others_are_not_stored_unasked(tmp_path):
+    with counting("") as teacher, reader_of(tmp_path, teacher) as reader:
+        with pytest.raises(StoreError, match="do not say which model they serve") as error:
+            read(reader)
+        assert not teacher.rows
+    (model,) = re.findall(r"specs:\w+", str(error.value))
+    with counting("", factor=2.0) as teacher:
+        for _ in range(2):
+            with reader_of(tmp_path, teacher, store_model=model) as reader:
+                for (img, _), (_, _, prob) in zip(images(), reader):
+                    np.testing.assert_allclose(prob[:, 0], 2 * img.sum(axis=1), rtol=1e-6)
+        assert set(teacher.seen.values()) == {1}
 
 
 @pytest.mark.parametrize("wire", [{"img": "float16"}, {"prob": "float16"}])

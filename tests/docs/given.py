@@ -13,7 +13,9 @@ class Predictor:
     """A teacher that costs nothing. ``--python tests.docs.given:Predictor``."""
 
     description = Description(
-        {"img": TensorSpec(SHAPE, "float32")}, {"logits": TensorSpec((CLASSES,), "float32")}
+        {"img": TensorSpec(SHAPE, "float32")},
+        {"logits": TensorSpec((CLASSES,), "float32")},
+        fingerprint="means",
     )
 
     def run(self, feeds, fetches):

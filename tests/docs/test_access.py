@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl.discovery import Etcd
+from edl.cli.inspection import OK, check_etcd
+from edl.discovery import Balancer, Etcd
+from edl.discovery._etcd3 import etcd3
 from edl.discovery.embedded import etcd_binary, free_port
 from edl.discovery.etcd import Credentials
 from edl.distill import DistillReader
@@ -169,6 +171,39 @@ def test_nor_ends_anothers_lease(etcd_with_users, passwords):
         found = student.call(lambda client: client.get(f"{PREFIX}/students/s"))
         assert found[0] == b"{}"
         student.call(lambda client: client.revoke_lease(lease.id))
+
+
+def test_a_student_that_may_not_balance_leaves_it_to_others_and_no_leases(
+    etcd_with_users, passwords
+):
+    with contextlib.ExitStack() as stack:
+        root, student = (
+            stack.enter_context(Etcd(etcd_with_users, credentials=Credentials(u, passwords[u])))
+            for u in ("root", "student")
+        )
+        before = leases(root)
+        balancer = Balancer(student, SERVICE)
+        balancer.start()
+        eventually(lambda: not balancer.running, 30)
+        assert not balancer.leading
+        assert leases(root) <= before
+
+
+def leases(etcd):
+    """Of the whole cluster, by number."""
+    request = etcd3.etcdrpc.LeaseLeasesRequest()
+
+    def ask(client):
+        stub = etcd3.etcdrpc.LeaseStub(client.channel)
+        return {each.ID for each in stub.LeaseLeases(request, metadata=client.metadata).leases}
+
+    return etcd.call(ask)
+
+
+def test_doctor_takes_the_answer_that_it_may_not_for_an_answer(etcd_with_users, as_user):
+    as_user("student")
+    first, *_ = check_etcd(etcd_with_users)
+    assert first.state == OK
 
 
 def test_without_a_user_nothing_is_read(etcd_with_users):

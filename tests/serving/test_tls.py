@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import tracemalloc
 import urllib.error
 import urllib.request
 
@@ -102,6 +103,26 @@ def test_large_and_small_messages_arrive_whole_in_both_directions(secured, ours,
     feeds = {"x": np.random.default_rng(rows).random((rows, 151), np.float32)}
     answer = ask(secured.endpoint, ours.trust(), feeds=feeds)
     np.testing.assert_array_equal(answer, feeds["x"] * 2)
+
+
+def test_large_tensors_are_not_copied_on_their_way_into_tls_or_out_of_it(ours):
+    feeds = {"x": np.random.default_rng(0).random((32, 3 * 224 * 224), np.float32)}
+    with serve(
+        lambda x: x[:, :5],
+        {"x": ((-1,), "float32")},
+        {"y": ((-1,), "float32")},
+        options=ServerOptions(tls=ours.server(), local=False),
+    ) as served:
+        with TeacherClient(served.endpoint, trust=ours.trust()) as client:
+            client.infer(ONE)  # who is trusted gets shared memory for its whole body
+            tracemalloc.start()
+            try:
+                answer = client.infer(feeds)["y"]
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+    assert (answer == feeds["x"][:, :5]).all()
+    assert peak < feeds["x"].nbytes / 10
 
 
 def test_many_requests_of_all_sizes_are_under_way_at_once_from_several_threads(secured, ours):
@@ -312,7 +333,9 @@ def test_an_entry_that_has_lost_its_tls_is_refused_before_anything_is_sent(ours)
 def test_unless_plain_text_is_allowed(ours):
     with teacher(token=TOKEN) as served:
         trust = ours.trust(plain_text=True)
-        with Entry.from_json("{}").connect(served.endpoint, TOKEN, trust=trust) as client:
+        with Entry.from_json(Entry().to_json()).connect(
+            served.endpoint, TOKEN, trust=trust
+        ) as client:
             assert len(client.infer(ONE)["y"])
 
 
@@ -417,11 +440,26 @@ def test_what_is_said_of_a_teacher_that_others_can_reach(ours, host, token, secu
     assert bool(said) == bool(warning)
 
 
+def test_it_is_said_once_and_only_when_it_begins(caplog):
+    with teacher(host="0.0.0.0") as served:
+        address = served.endpoint.replace("0.0.0.0", "127.0.0.1")
+        assert len(ask(address, PLAIN, ""))
+        assert len(ask(address, PLAIN, ""))
+    assert caplog.text.count("anybody who reaches 0.0.0.0") == 1
+
+
 # --- hostile peers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "sent", [b"\x16", b"\x16\x03\x01\xff\xff" + b"\0" * 600, b"\x16" * 70_000, b"PRPC", b"\0" * 99]
+    "sent",
+    [
+        pytest.param(b"\x16", id="the beginning of a handshake"),
+        pytest.param(b"\x16\x03\x01\xff\xff" + b"\0" * 600, id="a record that is too long"),
+        pytest.param(b"\x16" * 70_000, id="much of nothing"),
+        pytest.param(b"PRPC", id="the beginning of a frame"),
+        pytest.param(b"\0" * 99, id="zeros"),
+    ],
 )
 def test_garbage_ends_its_connection_and_no_other(secured, ours, sent):
     host, port = secured.endpoint.split(":")

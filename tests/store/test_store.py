@@ -1,5 +1,6 @@
 """A store gives back what was added, to the bit, or nothing."""
 
+import contextlib
 import logging
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -222,10 +224,34 @@ def test_at_its_limit_it_stops_to_add_and_says_so_once(tmp_path, caplog):
             added(store, range(start, start + 1000))
             store.flush()
         assert "would be larger than its limit of 2000000 bytes" in store.full
-        assert store.nbytes <= 2_000_000
+        assert 1_500_000 < store.nbytes <= 2_000_000
         assert store.counters.added + store.counters.dropped == 40_000
         assert_has(store, range(store.counters.added))
     assert caplog.text.count("no more labels are stored") == 1
+
+
+def test_the_limit_is_that_of_all_processes_together(tmp_path):
+    with (
+        LabelStore(tmp_path, limit=1_000_000, local=False) as one,
+        LabelStore(tmp_path, limit=1_000_000, local=False) as two,
+    ):
+        for start in range(0, 20_000, 1000):
+            for store in (one, two):
+                added(store, range(start, start + 1000))
+                assert store.flush()
+        assert one.full
+        assert two.full
+        assert sum(file.stat().st_size for file in tmp_path.glob("*/data.mdb")) <= 1_000_000
+
+
+def test_what_comes_at_once_is_stored_as_far_as_the_limit_has_room(tmp_path):
+    with LabelStore(tmp_path, limit=1_000_000) as store:
+        for start in range(0, 40_000, 100):
+            added(store, range(start, start + 100))
+        assert store.flush()
+        assert store.full
+        assert store.nbytes > 500_000
+        assert_has(store, range(store.counters.added))
 
 
 _FULL_DISK = """
@@ -340,6 +366,44 @@ def _kill_writers(directory, where, generator, rounds):
                 assert_has(store, range(first, end))
             for environment in store.environments():
                 assert environment.damaged() == []
+
+
+def test_the_map_grows_under_several_writers_of_one_process(tmp_path):
+    large = Kind("m", "all", ("img",), (Column("all", (1 << 20,), "uint8"),))
+    label = np.ones((1, 1 << 20), "uint8")
+
+    def fill(store, number):
+        for row in range(60):
+            key = large.keys([bytes([number, row]) * 8], 0)
+            store.add(Labels(large, key, {"all": label}))
+            store.flush(60)
+            assert store.recall(large, key).hits.all()
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        stores = [stack.enter_context(LabelStore(tmp_path)) for _ in range(3)]
+        list(pool.map(fill, stores, range(3)))
+        assert [store.full for store in stores] == ["", "", ""]
+        assert sum(store.counters.added for store in stores) == 180
+
+
+_DIES_READING = """
+import os, sys
+from edl.store.environment import open_environment
+environment = open_environment(__import__("pathlib").Path(sys.argv[1]) / "shared")
+with environment._reading(environment._labels):
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_one_that_was_killed_while_it_read_does_not_let_the_store_grow(tmp_path):
+    keys = rows(range(1000))[0]
+    records = [(key, bytes(4000)) for key in keys]
+    with LabelStore(tmp_path) as store:
+        store.write(records, [KIND])
+        subprocess.run([sys.executable, "-c", _DIES_READING, str(tmp_path)], cwd=ROOT, check=False)
+        for _ in range(30):  # 4 MB of pages each time, which are free when the next one is written
+            store.write(records, [])
+        assert store.nbytes <= 64 << 20
 
 
 def test_two_stores_of_one_process_share_what_they_add(tmp_path):

@@ -32,7 +32,9 @@ class Triple:
     """prob: for each row of ``img`` its sum, once, twice and three times."""
 
     description = Description(
-        {"img": TensorSpec((-1,), "float32")}, {"prob": TensorSpec((3,), "float32")}
+        {"img": TensorSpec((-1,), "float32")},
+        {"prob": TensorSpec((3,), "float32")},
+        fingerprint="triple",
     )
 
     def run(self, feeds, fetches):
@@ -163,6 +165,7 @@ class Texts(Tokens):
     description = Description(
         {"ids": TensorSpec((-1,), "int64", pad=0)},
         {"logits": TensorSpec((-1, Tokens.classes), "float32", pad=0.0)},
+        fingerprint="texts",
     )
 
     @classmethod

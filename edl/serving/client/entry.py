@@ -97,7 +97,9 @@ class Entry:
             description: Optional[Description] = Description.from_json(text)
         except ConfigError:
             description = None
-        return cls(protocol, form, description, tls=bool(value.get("tls")))
+        tls = bool(value.get("tls"))
+        heard = tls or "protocol" in value  # else it is not ours, and its silence says nothing
+        return cls(protocol, form, description, tls=tls if heard else None)
 
     def connect(
         self,

@@ -115,6 +115,16 @@ def _switch(name: str) -> bool:
     return value == "1"
 
 
+def context_of(trust: Trust) -> ssl.SSLContext:
+    """For the next connection, from what the files hold now. Raises ConfigError if they hold no
+    certificates.
+    """
+    context = _tls.client_context(trust.ca)
+    if trust.cert is not None and trust.key is not None:
+        _tls.load(context, trust.cert, trust.key)
+    return context
+
+
 def secure(sock: socket.socket, endpoint: str, trust: Trust) -> ssl.SSLSocket:
     """Agree on keys with the teacher at ``endpoint``, within the socket's time limit. The socket is
     this function's from now on.
@@ -124,19 +134,19 @@ def secure(sock: socket.socket, endpoint: str, trust: Trust) -> ssl.SSLSocket:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(sock.close)
-        context = _tls.context(ssl.Purpose.SERVER_AUTH, trust.ca)
-        if trust.cert is not None and trust.key is not None:
-            _tls.load(context, trust.cert, trust.key)
+        context = context_of(trust)
         name = trust.name or parse_endpoint(endpoint)[0]
         try:
             secured = context.wrap_socket(sock, server_hostname=name)
         except ssl.SSLCertVerificationError as error:
             raise TlsRefused(endpoint, _not_accepted(error, trust)) from error
-        except (ssl.SSLEOFError, ConnectionError) as error:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
             raise TeacherUnreachable(endpoint, f"it ended the TLS handshake{_PLAIN}") from error
         except socket.timeout as error:  # on a Python before 3.10 it is no TimeoutError
             raise TeacherUnreachable(endpoint, f"no TLS handshake in time{_PLAIN}") from error
         except ssl.SSLError as error:
+            if _is_about_ours(error):
+                raise refused(endpoint, error) from error
             raise TlsRefused(endpoint, f"no TLS: {_tls.reason(error)}{_PLAIN}") from error
         except (OSError, ValueError) as error:  # ValueError: a name that can be none
             raise TeacherUnreachable(endpoint, f"no TLS: {error}") from error
@@ -165,16 +175,22 @@ _WRONG_NAME, _WRONG_TIME = (62, 64), (9, 10)
 
 
 def refused(endpoint: str, error: ssl.SSLError) -> TeacherError:
-    """What it means that a connection ended with ``error``: a teacher says so what it has against
-    our certificate, some time after the handshake.
+    """What it means that a connection ended with ``error``: what a teacher has against our
+    certificate it says in an alert, of TLS 1.3 some time after the handshake.
     """
     reason = _tls.reason(error)
-    if "alert" not in reason:
+    if not _is_about_ours(error):
         return TeacherConnectionLost(endpoint, f"TLS failed: {reason}")
     return TlsRefused(
         endpoint,
         f"it does not accept our certificate: {reason}; see EDL_TEACHER_CERT and EDL_TEACHER_KEY",
     )
+
+
+def _is_about_ours(error: ssl.SSLError) -> bool:
+    """Whether it is an alert that a peer sends because of our certificate (RFC 8446, 6.2)."""
+    reason = _tls.reason(error)
+    return "alert" in reason and ("certificate" in reason or "unknown ca" in reason)
 
 
 class SecureSocket:

@@ -292,7 +292,10 @@ class TeacherServer:
         if self._certificates is None or stream.is_local:
             return True
         pace = stream.pace()
-        if await stream.peek(pace) not in (b"", HANDSHAKE):
+        first = await stream.peek(pace)
+        if not first:  # as who only looks whether somebody listens
+            raise EOFError(f"{stream.peer} closed the connection")
+        if first != HANDSHAKE:
             self._reject(f"{stream.peer}: it speaks plain text, not TLS")
             await refuse_plain_text(stream)
             return False

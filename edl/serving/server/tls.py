@@ -81,12 +81,9 @@ class Certificates:
 
     def _load(self) -> ssl.SSLContext:
         files = self._files
-        made = _tls.context(ssl.Purpose.CLIENT_AUTH, files.client_ca)
-        made.num_tickets = 0  # a session that is taken up again would not be looked at again
+        # A client without a certificate is told so in the words of its protocol (see Service).
+        made = _tls.server_context(files.client_ca)
         _tls.load(made, files.cert, files.key)
-        if files.client_ca is not None:
-            # One without is told so in the words of its protocol, and may ask for its health only.
-            made.verify_mode = ssl.CERT_OPTIONAL
         return made
 
 
