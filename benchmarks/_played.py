@@ -95,13 +95,15 @@ class Played:
         for number in range(self.students):
             mine = [self.teacher(teacher) for teacher in self.users(number)]
             record = StudentRecord(
-                max_teachers=16, rates={}, rows_per_second=800.0, ways=dict.fromkeys(mine, "tcp")
+                max_teachers=16,
+                rows_per_second=800.0,
+                ways=dict.fromkeys(mine, "tcp"),
+                metrics=f"127.2.0.{number + 1}:{self.port}",
             )
             entries[STUDENTS + self.student(number)] = record.to_json(
                 hostname=f"student-{number}",
                 pid=2000 + number,
                 since=round(self.started + number, 3),
-                metrics=f"127.2.0.{number + 1}:{self.port}",
             )
             entries[ASSIGNMENTS + self.student(number)] = format_assignment(frozenset(mine))
         supply = self.rate * self.teachers

@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "edl.serving.model",
     },
     "edl.integrations": {"edl.distill"},
-    "edl.view": {"edl.discovery"},
+    "edl.view": {"edl.discovery", "edl.serving.client"},
 }
 
 

@@ -32,3 +32,31 @@ def digits(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
     from edl.demos.digits import run
 
     run(seeds, epochs, work_dir)
+
+
+@command.command(epilog=example("edl demo cluster"))
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8600,
+    show_default=True,
+    help="Port of the page; 0: a free one.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), help="End after so long.  [default: never]"
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep logs and the model here.  [default: a temporary directory, removed at the end]",
+)
+def cluster(port: int, seconds: Optional[float], work_dir: Optional[Path]) -> None:
+    """Bring up everything on this machine, and the page that shows it.
+
+    An etcd, three teachers, two students that train, in turns slowly and in a hurry, Prometheus if
+    it is installed, and the dashboard, whose address is printed. Every minute a teacher is killed
+    and another one started. Ctrl-C ends all of it.
+    """
+    from edl.demos.cluster import run
+
+    run(port, seconds, work_dir)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "top": ("edl.cli.top", "Show who waits for whom, and what to do about it."),
     "dashboard": ("edl.cli.dashboard", "The same as a web page, with the last hour."),
     "balancer": ("edl.cli.balancer", "Assign teachers to students from a process of its own."),
+    "targets": ("edl.cli.targets", "Say where figures are, for Prometheus."),
     "export": ("edl.cli.export", "Write a model as Paddle Serving's two directories."),
     "bench": ("edl.cli.bench", "Measure how fast a teacher is."),
     "label": ("edl.cli.label", "Fill a store with labels, ahead of training."),

@@ -8,67 +8,81 @@ hurry they wait for their teachers, while both are slow the teachers have little
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import click
-import numpy as np
 
 from edl._paddle import import_paddle
 from edl._process import stop_event
-from edl.demos.digits import Mixtures, TeacherHost, load_digits, make_student, make_teacher, train
-from edl.discovery import Etcd
+from edl.demos.cluster_teacher import MODEL
+from edl.demos.digits import Mixtures, TeacherHost, load_digits, make_teacher, train
 from edl.discovery.embedded import EmbeddedEtcd, die_with_parent, free_port
 from edl.errors import EdlError
 from edl.serving import export_model
-from edl.view.web import Dashboard, Listen
 
-SERVICE = "digits_teacher"
 TEACHERS, STUDENTS = 3, 2
 
+_EDL = (sys.executable, "-m", "edl.cli.main")
 _END_WITHIN = 5.0
-_RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
+_REPLACE_EVERY = 60.0
 
 
 def run(port: int, seconds: Optional[float], work_dir: Optional[Path]) -> None:
     """Bring all of it up, print where the page is, and end it after so many seconds, or when this
     process is told to.
     """
-    paddle = import_paddle("this demo")
     warnings.filterwarnings("ignore", module="paddle")
+    import_paddle("this demo")
     logging.getLogger("edl").addHandler(logging.NullHandler())
     stop = stop_event()
+    deadline = None if seconds is None else time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         if work_dir is None:
             work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edl-demo-")))
         work_dir.mkdir(parents=True, exist_ok=True)
         etcd = stack.enter_context(EmbeddedEtcd(work_dir / "etcd"))
-        client = stack.enter_context(Etcd(etcd.endpoint))
-        dashboard = stack.enter_context(Dashboard(client, Listen(port=port)))
-        click.echo(f"dashboard at {dashboard.url}")
-        click.echo("It is empty at first: a teacher is trained. Ctrl-C ends everything.")
-        model_dir = _teacher_model(paddle, work_dir)
-        host = stack.enter_context(TeacherHost(model_dir, etcd.endpoint, work_dir))
-        for _ in range(TEACHERS):
-            host.start()
+        click.echo(stack.enter_context(_dashboard(etcd.endpoint, port, work_dir)))
+        click.echo(f"etcd at {etcd.endpoint}: edl top --etcd {etcd.endpoint}")
+        click.echo("training a teacher; Ctrl-C ends everything")
+        os.environ[MODEL] = str(_export_teacher(work_dir))
+        model = ["--python", "edl.demos.cluster_teacher:teacher"]
+        host = stack.enter_context(TeacherHost(model, etcd.endpoint, work_dir))
+        teachers = [host.start() for _ in range(TEACHERS)]
         for number in range(STUDENTS):
-            stack.enter_context(_Student(number, etcd.endpoint, work_dir))
-        prometheus = stack.enter_context(_Prometheus(etcd.endpoint, work_dir))
-        click.echo(f"{TEACHERS} teachers and {STUDENTS} students are starting; {prometheus.said}")
-        stop.wait(seconds)
+            stack.enter_context(_student(etcd.endpoint, number, work_dir))
+        click.echo(f"started {TEACHERS} teachers and {STUDENTS} students")
+        click.echo(stack.enter_context(_prometheus(etcd.endpoint, work_dir)))
+        while not stop.wait(_until(deadline)):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            click.echo("killed a teacher, and started another one")
+            teachers.pop(0).process.kill()
+            teachers.append(host.start())
     click.echo("everything that was started has been stopped")
 
 
-def _teacher_model(paddle: Any, work_dir: Path) -> Path:
+def _until(deadline: Optional[float]) -> float:
+    """Seconds until something is to be done."""
+    if deadline is None:
+        return _REPLACE_EVERY
+    return max(0.0, min(_REPLACE_EVERY, deadline - time.monotonic()))
+
+
+def _export_teacher(work_dir: Path) -> Path:
+    """The directory of a small model that knows digits well enough."""
+    import paddle
+
     data = load_digits()
     paddle.seed(0)
     teacher = make_teacher()
@@ -76,3 +90,97 @@ def _teacher_model(paddle: Any, work_dir: Path) -> Path:
     model_dir = work_dir / "teacher_model"
     export_model(teacher, model_dir, {"img": ((1, 8, 8), "float32")}, ["logits"])
     return model_dir
+
+
+class _Process:
+    """A process of the demo, from now until ``with`` ends."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, extra: Optional[Mapping[str, str]] = None
+    ) -> None:
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(extra or {})},
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
+                start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
+            )
+
+    def wait_for(self, start: str, log: Path, timeout: float = 30.0) -> str:
+        """The line that begins so, once it is there. Raises EdlError with its last words."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self._process.poll() is None:
+            for line in log.read_text().splitlines():
+                if line.startswith(start):
+                    return line
+            time.sleep(0.05)
+        raise EdlError(log.read_text()[-2000:].strip().replace("edl: ", "", 1) or "it said nothing")
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_END_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _student(etcd: str, number: int, work_dir: Path) -> _Process:
+    command = [sys.executable, "-m", "edl.demos.cluster_student", etcd, str(number)]
+    log = work_dir / f"student-{number}.log"
+    return _Process(command, log, {"EDL_METRICS_PORT": "0", "OMP_NUM_THREADS": "1"})
+
+
+@contextlib.contextmanager
+def _dashboard(etcd: str, port: int, work_dir: Path) -> Iterator[str]:
+    """The page, and what it says of where it is. Raises EdlError with its last words."""
+    log = work_dir / "dashboard.log"
+    command = [*_EDL, "dashboard", "--etcd", etcd, "--port", str(port)]
+    with _Process(command, log) as process:
+        yield process.wait_for("dashboard at ", log)
+
+
+@contextlib.contextmanager
+def _prometheus(etcd: str, work_dir: Path) -> Iterator[str]:
+    """Prometheus, if it is installed, which finds everybody's figures by ``edl targets``; where it
+    is, or why it is not.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        yield "Prometheus is not installed (apt-get install prometheus): going on without"
+        return
+    found_at, port = free_port(), free_port()
+    config = work_dir / "prometheus.json"
+    config.write_text(json.dumps(_scrape(found_at)))  # JSON is YAML, which it reads
+    targets = [*_EDL, "targets", "--etcd", etcd, "--port", str(found_at)]
+    scraping = [
+        program,
+        f"--config.file={config}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={work_dir / 'prometheus'}",
+    ]
+    with (
+        _Process(targets, work_dir / "targets.log"),
+        _Process(scraping, work_dir / "prometheus.log"),
+    ):
+        yield f"Prometheus at http://127.0.0.1:{port}/"
+
+
+def _scrape(targets: int) -> dict[str, Any]:
+    """Prometheus' configuration for one machine."""
+    return {
+        "global": {"scrape_interval": "5s"},
+        "scrape_configs": [
+            {
+                "job_name": "edl",
+                "http_sd_configs": [
+                    {"url": f"http://127.0.0.1:{targets}/", "refresh_interval": "5s"}
+                ],
+            }
+        ],
+    }

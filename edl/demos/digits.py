@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -98,7 +98,7 @@ def _demonstrate(
     etcd = stack.enter_context(EmbeddedEtcd(work_dir / "etcd"))
     step(f"Started etcd at {etcd.endpoint}: the registry in which teachers are found")
 
-    host = stack.enter_context(TeacherHost(model_dir, etcd.endpoint, work_dir))
+    host = stack.enter_context(TeacherHost(["--model", str(model_dir)], etcd.endpoint, work_dir))
     first, second = host.start(), host.start()
     endpoints = " and ".join((first.wait_until_ready(), second.wait_until_ready()))
     step(f"Started two teachers (edl teacher) at {endpoints}; each keeps a lease in etcd alive")
@@ -287,10 +287,12 @@ class TeacherProcess:
 
 
 class TeacherHost:
-    """Starts teachers of one model, and ends those that are left."""
+    """Starts teachers of one model, and ends those that are left. ``model``: what ``edl teacher``
+    is told of it.
+    """
 
-    def __init__(self, model_dir: Path, etcd: str, work_dir: Path) -> None:
-        self._arguments = ["--model", str(model_dir), "--etcd", etcd, "--service", SERVICE]
+    def __init__(self, model: Sequence[str], etcd: str, work_dir: Path) -> None:
+        self._arguments = [*model, "--etcd", etcd, "--service", SERVICE]
         self._work_dir = work_dir
         self._started: list[TeacherProcess] = []
 

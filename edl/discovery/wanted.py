@@ -7,8 +7,10 @@ That is the utilization law of operational analysis (Denning and Buzen, "The Ope
 Queueing Network Models", ACM Computing Surveys 10(3), 1978), and how DS2 finds the parallelism of a
 dataflow in one step and without oscillation (Kalavri et al., "Three steps is all you need", OSDI
 2018, where it is the "true" rate). It does not depend on how many teachers there are, so nothing
-winds up while new ones start. What a student asked for once its volume was high (``Demand``) is the
-same figure, measured the other way; both have the same headroom.
+winds up while new ones start. Where an accelerator still computes while its program waits, ``w`` is
+too large and this a bound from above, until the student waits no more. What a student asked for
+once its volume was high (``Demand``) is the same figure, measured the other way; both have the same
+headroom.
 
 **How many teachers that is.** What all could use over what a teacher delivers on average, at most
 ``GROWTH`` times as many as are there: where students wait nearly always, ``1 - w`` is mostly error,

@@ -21,8 +21,9 @@ def report(reader: DistillReader, writer: Any, step: int) -> None:
 
     ``edl/rows_per_second``: what the teachers have answered over the last seconds;
     ``edl/seconds_waited``: by the student for its batches, since the first iteration;
-    ``edl/batches_ready``: finished and not taken; ``edl/teachers``: connected. Of several models
-    each has its own, as ``edl/NAME/teachers``.
+    ``edl/share_waited``: these, of the time in epochs; ``edl/batches_ready``: finished and not
+    taken; ``edl/teachers``: connected; ``edl/requests_in_flight``: at these. Of several models each
+    has its own, as ``edl/NAME/teachers``.
     """
     stats = reader.stats()
     several = all(isinstance(value, dict) for value in stats.values())
@@ -32,8 +33,10 @@ def report(reader: DistillReader, writer: Any, step: int) -> None:
         scalars = {
             "rows_per_second": sum(teacher["rows_per_second"] for teacher in teachers),
             "seconds_waited": of["student_waited"],
+            "share_waited": of["student_waited"] / max(1e-9, of["student_seconds"]),
             "batches_ready": of["buffer"]["batches"],
             "teachers": len(teachers),
+            "requests_in_flight": sum(teacher["in_flight"] for teacher in teachers),
         }
         for name, value in scalars.items():
             writer.add_scalar(f"{prefix}/{name}", float(value), step)

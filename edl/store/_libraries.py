@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from edl.errors import MissingDependencyError
 
 
+@functools.cache
 def import_lmdb() -> Any:
     """The lmdb module. Raises MissingDependencyError if it is not installed."""
     try:
@@ -16,6 +18,7 @@ def import_lmdb() -> Any:
     return lmdb
 
 
+@functools.cache
 def import_xxhash() -> Any:
     """The xxhash module. Raises MissingDependencyError if it is not installed."""
     try:

@@ -13,16 +13,16 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
 from edl.store.places import DATA
-from edl.store.records import KIND, Kind, checked
+from edl.store.records import KIND, Kind, id_of
 
 #: What this module writes; stores of a later one are not touched.
 VERSION = 1
@@ -121,33 +121,35 @@ class Environment:
 
     # --- reading ----------------------------------------------------------------------------
 
-    def read(self, keys: Iterable[bytes], take: Callable[[bytes, Any], None]) -> None:
-        """Call ``take(key, record)`` for each of the keys that is here. The record is a view, which
-        is of no use afterwards.
+    @contextlib.contextmanager
+    def read(self, keys: Iterable[bytes]) -> Iterator[list[Optional[memoryview]]]:
+        """The records under these keys, None where there is none. They are views, which are of no
+        use afterwards. Raises StoreError.
         """
         with self._reading(self._labels) as transaction:
-            found = [(key, transaction.get(key)) for key in keys]
-            for _, record in found:
+            records = [transaction.get(key) for key in keys]
+            for record in records:
                 if record is not None and len(record) >= _LARGE:
                     _will_need(record)
-            for key, record in found:
-                if record is not None:
-                    take(key, record)
+            yield records
 
     def has(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those of the keys that are here."""
         with self._reading(self._labels) as transaction:
             return {key for key in keys if transaction.get(key) is not None}
 
-    def kinds(self) -> dict[bytes, Kind]:
-        """By id. Those that cannot be read, as of a later format, are left out."""
-        found = {}
+    def texts(self) -> dict[bytes, bytes]:
+        """What is written of kinds, by id; without what is damaged."""
         with self._reading(self._kinds) as transaction:
-            for name, text in transaction.cursor():
-                try:
-                    found[bytes(name)] = Kind.parse(bytes(text))
-                except StoreError:
-                    continue
+            found = {bytes(name): bytes(text) for name, text in transaction.cursor()}
+        return {name: text for name, text in found.items() if id_of(text) == name}
+
+    def kinds(self) -> dict[bytes, Kind]:
+        """By id. Those that cannot be read, as of a later EDL, are left out."""
+        found = {}
+        for name, text in self.texts().items():
+            with contextlib.suppress(StoreError):
+                found[name] = Kind.parse(text)
         return found
 
     def records(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -208,22 +210,23 @@ class Environment:
     def write(
         self,
         records: Sequence[tuple[bytes, bytes]],
-        kinds: Iterable[Kind],
+        texts: Mapping[bytes, bytes],
         append: bool = False,
         limit: Optional[int] = None,
     ) -> bool:
-        """Add records, all or none; they are on the disk when it returns true. ``append``: keys
-        come in their order, which fills pages. ``limit``: bytes that it may take on the disk; if it
+        """Add records, all or none; they are on the disk when it returns true. ``texts``: of their
+        kinds, as far as these may be new. ``append``: keys come in their order, which fills pages.
+        ``limit``: bytes that it may take on the disk; if it
         would take more, nothing is added, and it returns false. Raises StoreError if there is no
         room on the disk.
         """
-        kinds, first = list(kinds), True
+        first = True
         with self._writing:
             while True:
                 try:
                     if limit is not None and self._env.info()["map_size"] > limit:
                         self._resize(max(1, limit))
-                    self._put(records, kinds, append)
+                    self._put(records, texts, append)
                     return True
                 except self._lmdb.MapFullError:
                     if not (first and self._env.reader_check()):  # pages of processes killed
@@ -239,11 +242,11 @@ class Environment:
                     raise StoreError(f"{self.path} takes no more labels: {error}") from error
 
     def _put(
-        self, records: Sequence[tuple[bytes, bytes]], kinds: Iterable[Kind], append: bool
+        self, records: Sequence[tuple[bytes, bytes]], texts: Mapping[bytes, bytes], append: bool
     ) -> None:
         with self._env.begin(write=True) as transaction:
-            for kind in kinds:
-                transaction.put(kind.id, kind.text.encode(), db=self._kinds)
+            for name, text in texts.items():
+                transaction.put(name, text, db=self._kinds)
             transaction.cursor(self._labels).putmulti(records, append=append)
 
     def remove(self, keys: Iterable[bytes]) -> None:
@@ -260,15 +263,6 @@ class Environment:
         """How many records it has."""
         with self._reading(self._labels) as transaction:
             return int(transaction.stat(self._labels)["entries"])
-
-    def damaged(self) -> list[bytes]:
-        """The keys of records that are not what was written, or of no known kind."""
-        kinds = self.kinds()
-        return [
-            key
-            for key, record in self.records()
-            if not checked(key, record) or key[:KIND] not in kinds
-        ]
 
     def forget(self) -> None:
         """In a forked process: the parent's is not ours. Takes no lock, which may be held there."""

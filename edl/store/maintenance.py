@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Optional
@@ -20,7 +20,7 @@ import numpy as np
 from edl.errors import ConfigError, StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
-from edl.store.records import KIND, Column, Kind, checked, columns_of
+from edl.store.records import KIND, Column, Kind, columns_of, is_sound
 from edl.store.store import LabelStore
 
 #: Bytes that are written at once.
@@ -103,14 +103,18 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
             except StoreError as error:
                 verdict.unreadable[path.name] = str(error)
                 continue
+            bad: list[bytes] = []
             try:
-                bad = list(_damaged(environment, verdict, progress))
-                if bad:
-                    verdict.damaged[path.name] = bad
+                bad += _damaged(environment, verdict, progress)
+            except StoreError as error:
+                verdict.unreadable[path.name] = str(error)
+            else:
                 if bad and remove and not sealed:
                     environment.remove(bad)
             finally:
                 release(environment)
+            if bad:
+                verdict.damaged[path.name] = bad
     return verdict
 
 
@@ -120,21 +124,10 @@ def _damaged(
     kinds = environment.kinds()
     for key, record in environment.records():
         verdict.records += 1
-        if not _sound(kinds, key, record):
+        if not is_sound(kinds.get(key[:KIND]), key, record):
             yield key
         if progress is not None and verdict.records % 1000 == 0:
             progress(verdict.records)
-
-
-def _sound(kinds: dict[bytes, Kind], key: bytes, record: bytes) -> bool:
-    kind = kinds.get(key[:KIND])
-    if kind is None or not checked(key, record):
-        return False
-    try:
-        list(columns_of(kind, record))
-    except StoreError:
-        return False
-    return True
 
 
 def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, int]:
@@ -170,10 +163,11 @@ def _put_together(paths: Iterable[Path], new: Path, progress: Optional[Progress]
         target = open_environment(new, create=True)
         stack.callback(release, target)
         kinds = {name: kind for each in environments for name, kind in each.kinds().items()}
+        texts = {name: text for each in environments for name, text in each.texts().items()}
         streams = [environment.records() for environment in environments]
         sorted_records = heapq.merge(*streams, key=operator.itemgetter(0))
         sound = _sound_ones(kinds, sorted_records, progress)
-        _write(sound, kinds, lambda page, new_kinds: target.write(page, new_kinds, append=True))
+        _write(sound, texts, lambda page, new: target.write(page, new, append=True))
 
 
 def _sound_ones(
@@ -186,28 +180,28 @@ def _sound_ones(
     for number, (key, record) in enumerate(records):
         if progress is not None and number % 1000 == 0:
             progress(number)
-        if key != last and _sound(kinds, key, record):
+        if key != last and is_sound(kinds.get(key[:KIND]), key, record):
             last = key
             yield key, record
 
 
 def _write(
     records: Iterable[tuple[bytes, bytes]],
-    kinds: dict[bytes, Kind],
-    write: Callable[[Sequence[tuple[bytes, bytes]], list[Kind]], object],
+    texts: Mapping[bytes, bytes],
+    write: Callable[[Sequence[tuple[bytes, bytes]], Mapping[bytes, bytes]], object],
 ) -> int:
     """Write records a page at a time; how many there were."""
     page: list[tuple[bytes, bytes]] = []
     nbytes = count = 0
-    write([], list(kinds.values()))
+    write([], texts)
     for item in records:
         page.append(item)
         nbytes += len(item[1])
         count += 1
         if nbytes >= _PAGE:
-            write(page, [])
+            write(page, {})
             page, nbytes = [], 0
-    write(page, [])
+    write(page, {})
     return count
 
 
@@ -221,9 +215,8 @@ def merge(directory: Path, sources: Sequence[Path], progress: Optional[Progress]
             raise StoreError(f"{source} cannot be merged into itself")
         with open_existing(source) as theirs, LabelStore(directory) as ours:
             for environment in theirs.environments():
-                kinds = environment.kinds()
-                sound = _sound_ones(kinds, environment.records(), progress)
-                added += _write(_missing(ours, sound), kinds, ours.write)
+                sound = _sound_ones(environment.kinds(), environment.records(), progress)
+                added += _write(_missing(ours, sound), environment.texts(), ours.write)
     return added
 
 
@@ -290,13 +283,12 @@ def _export_column(
             found: dict[bytes, tuple[tuple[int, ...], bytes]] = {}
             some = list(keys[start : start + 256])
 
-            def take(key: bytes, record: memoryview) -> None:
-                if key not in found and checked(key, record):  # noqa: B023 (called in this turn)
-                    _, shape, octets = list(columns_of(kind, record))[index]
-                    found[key] = shape, bytes(octets)  # noqa: B023
-
             for environment in store.environments():
-                environment.read(some, take)
+                with environment.read(some) as records:
+                    for key, record in zip(some, records):
+                        if record is not None and is_sound(kind, key, record):
+                            _, shape, octets = list(columns_of(kind, record))[index]
+                            found[key] = shape, bytes(octets)
             yield from (found[key] for key in some)
 
     if not column.open:

@@ -54,6 +54,10 @@ class Column:
         """Which dimensions of a row are of any size."""
         return tuple(index for index, size in enumerate(self.shape) if size < 0)
 
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """What a row of this shape takes."""
+        return np.dtype(self.dtype).itemsize * math.prod(shape)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -90,7 +94,7 @@ class Kind:
     @cached_property
     def id(self) -> bytes:
         """By which keys name it."""
-        return import_xxhash().xxh3_64_digest(self.text.encode())
+        return id_of(self.text.encode())
 
     @classmethod
     def parse(cls, text: Union[str, bytes]) -> Kind:
@@ -124,12 +128,41 @@ class Kind:
         sizes = sum(len(column.open) for column in self.columns)
         return _CHECKSUM.size + (DIGEST if self.keyed_by else 0) + 4 * sizes
 
+    def shapes(self, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+        """Those of a row's columns whose dimensions of any size are such."""
+        left = iter(sizes)
+        return [
+            tuple(next(left) if size < 0 else size for size in column.shape)
+            for column in self.columns
+        ]
 
-def checked(key: bytes, record: Any) -> bool:
-    """Whether a record is what was written under its key."""
-    if len(record) < _CHECKSUM.size:
+    def length(self, sizes: Sequence[int]) -> int:
+        """Bytes of a record of such a row."""
+        shapes = self.shapes(sizes)
+        return self.head + sum(map(Column.nbytes, self.columns, shapes))
+
+
+def id_of(text: bytes) -> bytes:
+    """The id of the kind of this text."""
+    made: bytes = import_xxhash().xxh3_64_digest(text)
+    return made
+
+
+def is_sound(kind: Optional[Kind], key: bytes, record: Any) -> bool:
+    """Whether a record is what was written under its key. ``kind``: None if it is not known, as one
+    of a later EDL. The length is looked at first: what is said of that may be damaged, too, and
+    then nothing is where it should end.
+    """
+    try:
+        list(columns_of(kind, record) if kind is not None else ())
+    except StoreError:
         return False
-    return _CHECKSUM.unpack_from(record)[0] == _checksum(key, record[_CHECKSUM.size :])
+    return len(record) >= _CHECKSUM.size and _is_checked(key, record)
+
+
+def _is_checked(key: bytes, record: Any) -> bool:
+    said: int = _CHECKSUM.unpack_from(record)[0]
+    return said == _checksum(key, record[_CHECKSUM.size :])
 
 
 def _checksum(key: bytes, rest: Any) -> int:
@@ -151,14 +184,13 @@ def columns_of(kind: Kind, record: Any) -> Iterator[tuple[Column, tuple[int, ...
     start = kind.head
     if len(record) < start:
         raise StoreError(f"a record of {len(record)} bytes is too short for {kind.prediction}")
-    sizes = list(struct.unpack_from(f"<{count}I", record, start - 4 * count))
-    for column in kind.columns:
-        shape = tuple(sizes.pop(0) if size < 0 else size for size in column.shape)
-        nbytes = np.dtype(column.dtype).itemsize * math.prod(shape)
-        yield column, shape, record[start : start + nbytes]
-        start += nbytes
-    if start != len(record):
+    sizes = struct.unpack_from(f"<{count}I", record, start - 4 * count)
+    if kind.length(sizes) != len(record):
         raise StoreError(f"a record of {len(record)} bytes is none of {kind.prediction}")
+    for column, shape in zip(kind.columns, kind.shapes(sizes)):
+        stop = start + column.nbytes(shape)
+        yield column, shape, record[start:stop]
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -245,61 +277,57 @@ class Gathered:
         self._sizes = struct.Struct(f"<{count}I")
         self._sizes_at = kind.head - self._sizes.size
         self._targets: list[_Target] = []
-        self._slices: dict[tuple[int, ...], _Slices] = {}
+        self._layouts: dict[tuple[int, ...], _Layout] = {}
 
-    def put(self, row: int, record: Any) -> bool:
-        """Copy a record's columns to a row; false if they do not fit there."""
+    def put(self, row: int, key: bytes, record: Any) -> bool:
+        """Copy a record's columns to a row; false if it is not what was written under its key, or
+        does not fit there.
+        """
         if len(record) < self.kind.head:
             return False
         sizes = self._sizes.unpack_from(record, self._sizes_at)
-        if not self._targets:
-            self.allocate(sizes)
-        slices = self._slices.get(sizes)
-        if slices is None:
-            slices = self._slices[sizes] = self._slices_of(sizes)
-        if slices.length != len(record):
+        layout = self._layouts.get(sizes)
+        length = self.kind.length(sizes) if layout is None else layout.length
+        if length != len(record) or not _is_checked(key, record):
             return False
-        for target, part in slices.parts:
+        if layout is None:
+            layout = self._layouts[sizes] = self._layout_of(sizes)
+        for target, part in layout.parts:
             target.copy(row, record[part])
-        return True
+        return layout.fits
 
     def allocate(self, sizes: Sequence[int]) -> None:
         """Make the arrays, for rows whose dimensions of any size are such."""
-        left = list(sizes)
-        shapes = {}
-        for column in self.kind.columns:
-            shape = [left.pop(0) if size < 0 else size for size in column.shape]
-            if column.pad is not None and self.kind.trimmed:
-                shape[0] = self.width
-            shapes[column] = shape
-        self.columns = {
-            column.name: np.empty((self.rows, *shape), column.dtype)
-            for column, shape in shapes.items()
-        }
+        for column, shape in zip(self.kind.columns, self.kind.shapes(sizes)):
+            cut = column.pad is not None and self.kind.trimmed
+            here = (self.width, *shape[1:]) if cut else shape
+            self.columns[column.name] = np.empty((self.rows, *here), column.dtype)
         self._targets = [
             _Target(column, self.columns[column.name], self.kind.trimmed)
             for column in self.kind.columns
         ]
 
-    def _slices_of(self, sizes: Sequence[int]) -> _Slices:
-        """Where the columns are in a record with such sizes."""
-        left, start, parts = list(sizes), self.kind.head, []
-        for target in self._targets:
-            shape = [left.pop(0) if size < 0 else size for size in target.column.shape]
-            nbytes = target.nbytes(shape)
-            if nbytes is None:
-                return _Slices(-1, [])
-            parts.append((target, slice(start, start + nbytes)))
-            start += nbytes
-        return _Slices(start, parts)
+    def _layout_of(self, sizes: Sequence[int]) -> _Layout:
+        if not self._targets:
+            self.allocate(sizes)
+        start, parts, fits = self.kind.head, [], True
+        for target, shape in zip(self._targets, self.kind.shapes(sizes)):
+            stop = start + target.column.nbytes(shape)
+            fits = fits and target.fits(shape)
+            parts.append((target, slice(start, stop)))
+            start = stop
+        return _Layout(start, parts if fits else [], fits)
 
 
 @dataclass(frozen=True)
-class _Slices:
-    """The parts of a record of this ``length`` and where they go; -1: it has no place here."""
+class _Layout:
+    """Records whose dimensions of any size are the same: their ``length``, and which part of them
+    goes where; nowhere, if they do not fit here.
+    """
 
     length: int
     parts: list[tuple[_Target, slice]]
+    fits: bool
 
 
 class _Target:
@@ -314,13 +342,12 @@ class _Target:
         width = array.shape[1] if array.ndim > 1 else 1
         self._token = self._stride // width if width else 0
 
-    def nbytes(self, shape: Sequence[int]) -> Optional[int]:
-        """Of a row of this shape; None if it has no place here."""
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a row of this shape has its place here."""
         here = self._array.shape[1:]
         if self._cut:
-            fits = shape[0] <= here[0] and tuple(shape[1:]) == here[1:]
-            return shape[0] * self._token if fits else None
-        return self._stride if tuple(shape) == here else None
+            return shape[0] <= here[0] and tuple(shape[1:]) == here[1:]
+        return tuple(shape) == here
 
     def copy(self, row: int, octets: Any) -> None:
         start = row * self._stride

@@ -7,17 +7,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Optional, Union
+from typing import IO, Optional, Union
 
 import numpy as np
 
 from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
-from edl.store.records import Gathered, Kind, Labels, checked, content_of
+from edl.store.records import Gathered, Kind, Labels, content_of, is_sound
 
 logger = logging.getLogger(__name__)
 
@@ -148,36 +148,35 @@ class LabelStore:
         damaged is none; that is logged.
         """
         gathered = Gathered(kind, len(keys), width)
-        hits = np.zeros(len(keys), bool)
-        found = Recalled(hits, gathered)
-        wanted: dict[bytes, list[int]] = {}
-        for row, key in enumerate(keys):
-            wanted.setdefault(key, []).append(row)
+        contents: dict[int, bytes] = {}
 
-        def take(key: bytes, record: Any) -> None:
-            if not checked(key, record):
-                self._note_damage(key)
-                return
-            for row in wanted[key]:
-                hits[row] = gathered.put(row, record)
-                if read_contents:
-                    found.contents[row] = content_of(kind, record)
-            if all(hits[row] for row in wanted[key]):
-                del wanted[key]
+        def take(row: int, record: Optional[memoryview]) -> bool:
+            if record is None:
+                return False
+            if not gathered.put(row, keys[row], record):
+                if not is_sound(kind, keys[row], record):
+                    self._note_damage(keys[row])
+                return False
+            if read_contents:
+                contents[row] = content_of(kind, record)
+            return True
 
         with self._lock:
-            pending = {key: self._pending[key] for key in wanted if key in self._pending}
-        for key, (labels, index) in pending.items():
-            (record,) = labels.row(index).records()
-            take(key, memoryview(record))
+            pending = [self._pending.get(key) for key in keys] if self._pending else []
+        missing = [
+            row for row in range(len(keys)) if not (pending and take(row, _record(pending[row])))
+        ]
         for environment in self.environments():
-            if not wanted:
+            if not missing:
                 break
             try:
-                environment.read(list(wanted), take)
+                with environment.read([keys[row] for row in missing]) as records:
+                    missing = [row for row, each in zip(missing, records) if not take(row, each)]
             except StoreError as error:
                 self._leave_out(environment.path, error)
-        return found
+        hits = np.ones(len(keys), bool)
+        hits[missing] = False
+        return Recalled(hits, gathered, contents)
 
     def environments(self) -> list[Environment]:
         """Those that are open, this process's own first."""
@@ -324,10 +323,11 @@ class LabelStore:
         records: list[tuple[bytes, bytes]] = []
         for each in labels:
             records += zip(each.keys, each.records())
-        new = {each.kind for each in labels if each.kind.id not in self._known}
-        if not own.write(records, new, limit=self._room()):
+        kinds = {each.kind for each in labels if each.kind.id not in self._known}
+        texts = {kind.id: kind.text.encode() for kind in kinds}
+        if not own.write(records, texts, limit=self._room()):
             return False
-        self._known |= {kind.id for kind in new}
+        self._known |= texts.keys()
         self.counters.bytes += sum(len(record) for _, record in records)
         return True
 
@@ -338,9 +338,11 @@ class LabelStore:
         own = 0 if self._own is None else self._own.nbytes
         return max(0, self._limit - places.nbytes(self.directory) + own)
 
-    def write(self, records: Sequence[tuple[bytes, bytes]], kinds: Sequence[Kind]) -> None:
-        """Add records as they are; they are on the disk when it returns. Raises StoreError."""
-        self._own_environment().write(records, kinds)
+    def write(self, records: Sequence[tuple[bytes, bytes]], texts: Mapping[bytes, bytes]) -> None:
+        """Add records as they are, and what is written of their kinds; they are on the disk when it
+        returns. Raises StoreError.
+        """
+        self._own_environment().write(records, texts)
 
     def _own_environment(self) -> Environment:
         """The one that this process writes to; made now if need be."""
@@ -406,3 +408,12 @@ class LabelStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _record(one: Optional[tuple[Labels, int]]) -> Optional[memoryview]:
+    """The record of a row that waits to be written."""
+    if one is None:
+        return None
+    labels, index = one
+    (record,) = labels.row(index).records()
+    return memoryview(record)

@@ -30,12 +30,14 @@ class NoFigures(EdlError):
 @dataclass(frozen=True)
 class Target:
     """A port to ask. ``endpoint``: as the registry has it, so anything. ``tls``: whether it wants
-    TLS. ``token``: what to show to it, if anything.
+    TLS. ``token``: what to show to it, if anything. ``name``: what its certificate is for, if that
+    is not the host.
     """
 
     endpoint: str
     tls: Optional[ssl.SSLContext] = None
     token: str = ""
+    name: Optional[str] = None
 
 
 async def fetch(target: Target, path: str = "/metrics", timeout: float = TIMEOUT) -> str:
@@ -57,7 +59,7 @@ async def fetch(target: Target, path: str = "/metrics", timeout: float = TIMEOUT
 
 
 async def _get(host: str, port: int, target: Target, path: str) -> str:
-    name = host if target.tls else None
+    name = (target.name or host) if target.tls else None
     streams = await asyncio.open_connection(host, port, ssl=target.tls, server_hostname=name)
     arriving, leaving = streams
     try:

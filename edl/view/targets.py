@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 from edl._endpoints import is_loopback, parse_endpoint
 from edl.errors import ConfigError
+from edl.serving.client.tls import Trust, context_of
 from edl.view.scrape import Target
 from edl.view.snapshot import MOST_SERVICES, MOST_STUDENTS, MOST_TEACHERS
 
@@ -17,24 +17,27 @@ Key = tuple[str, str]
 
 
 class Access:
-    """What teachers are shown: the token that students show them too, and a certificate where they
-    speak TLS. By default what the environment says (EDL_TOKEN, EDL_TEACHER_CA, EDL_TEACHER_CERT,
-    EDL_TEACHER_KEY).
+    """What teachers are shown, and which of them are believed: by default as students do, by the
+    environment (EDL_TOKEN, EDL_TEACHER_CA and those that go with it).
 
     An entry in the registry may be anybody's: a token goes to this machine, or through TLS to who
-    proves to be its name, and to nobody else.
+    proves to be its name, and nowhere else unless that is allowed (EDL_TOKEN_PLAIN_TEXT).
     """
 
-    def __init__(self, environment: Optional[Mapping[str, str]] = None) -> None:
-        """Raises ConfigError for certificates that cannot be read."""
-        get = (os.environ if environment is None else environment).get
-        self._token = get("EDL_TOKEN", "")
-        self._tls = _context(get("EDL_TEACHER_CA"), get("EDL_TEACHER_CERT"), get("EDL_TEACHER_KEY"))
+    def __init__(self, trust: Optional[Trust] = None, token: Optional[str] = None) -> None:
+        """Raises ConfigError for what cannot be."""
+        self._trust = Trust.from_environment() if trust is None else trust
+        self._token = os.environ.get("EDL_TOKEN", "") if token is None else token
+        self._tls = context_of(self._trust)
 
     def teacher(self, endpoint: str, entry: Mapping[str, Any]) -> Target:
-        """How to ask a teacher with this entry."""
-        tls = self._tls if entry.get("tls") is True else None
-        return Target(endpoint, tls, self._token if tls or _stays_here(endpoint) else "")
+        """How to ask a teacher with this entry. One that TLS is to be spoken with, and that does
+        not say so, fails to.
+        """
+        plain = self._trust.plain_text or self._trust.ca is None
+        tls = None if plain and entry.get("tls") is not True else self._tls
+        shown = tls is not None or self._trust.plain_token or _stays_here(endpoint)
+        return Target(endpoint, tls, self._token if shown else "", self._trust.name)
 
     def student(self, endpoint: str) -> Target:
         """How to ask a student. It wants no token."""
@@ -62,18 +65,3 @@ def _stays_here(endpoint: str) -> bool:
         return is_loopback(parse_endpoint(endpoint)[0])
     except ConfigError:
         return False
-
-
-def _context(
-    authority: Optional[str], certificate: Optional[str], key: Optional[str]
-) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=authority or None)
-        if certificate and key:
-            context.load_cert_chain(certificate, key, lambda: "")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(
-            "EDL_TEACHER_CA, EDL_TEACHER_CERT and EDL_TEACHER_KEY are not certificates "
-            f"and a key: {error}"
-        ) from error
-    return context

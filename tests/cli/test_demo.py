@@ -94,13 +94,15 @@ def test_without_scikit_learn_the_demo_says_what_to_install(monkeypatch):
 
 
 def test_a_teacher_that_does_not_come_up_is_quoted(tmp_path):
-    with digits.TeacherHost(tmp_path / "no model", "127.0.0.1:1", tmp_path) as host:
+    with digits.TeacherHost(
+        ["--model", str(tmp_path / "no model")], "127.0.0.1:1", tmp_path
+    ) as host:
         with pytest.raises(EdlError, match="did not come up:\nedl: no inference model"):
             host.start().wait_until_ready()
 
 
 def test_a_teacher_that_is_frozen_is_ended_with_the_demo(tmp_path, paddle_model, etcd_server):
-    with digits.TeacherHost(paddle_model, etcd_server.endpoint, tmp_path) as host:
+    with digits.TeacherHost(["--model", str(paddle_model)], etcd_server.endpoint, tmp_path) as host:
         frozen = host.start()
         frozen.wait_until_ready()
         os.kill(frozen.process.pid, signal.SIGSTOP)

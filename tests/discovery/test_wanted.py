@@ -25,11 +25,12 @@ from edl.errors import ConfigError
 class Plant:
     """A service on simulated time: students of given capacities share teachers of a given rate,
     which an autoscaler sets to the number wanted ``lag`` seconds later. ``noise``: a function of
-    the second, around 1, by which what is measured is wrong.
+    the second, around 1, by which what is measured is wrong. ``busy``: the share of a step that
+    keeps the student from waiting; 1 unless an accelerator computes while it waits already.
     """
 
-    def __init__(self, rate, lag=30, bounds=None, teachers=1, noise=lambda second: 1.0):
-        self.rate, self.lag, self.noise = rate, lag, noise
+    def __init__(self, rate, lag=30, bounds=None, teachers=1, noise=lambda second: 1.0, busy=1.0):
+        self.rate, self.lag, self.noise, self.busy = rate, lag, noise, busy
         self.wanted = Wanted(bounds)
         self.there = teachers
         self.asked = []  # the number wanted, second by second
@@ -43,8 +44,9 @@ class Plant:
             total = sum(capacities)
             share = min(1.0, supply / total) if total else 1.0
             measured = share * self.noise(now)
+            waits = 1 - share * self.busy if share < 1 else 0.0
             needs = tuple(
-                Need(need(None, capacity * measured, 1 - share, capacity * share))
+                Need(need(None, capacity * measured, waits, capacity * share))
                 for capacity in capacities
             )
             load = Load(self.there, self.rate if self.there else None, needs)
@@ -65,9 +67,9 @@ capacities = st.lists(st.floats(1, 5000), min_size=1, max_size=5)
 
 
 @few
-@given(capacities, st.floats(10, 1000), st.integers(0, 120), st.integers(0, 50))
-def test_it_settles_on_what_is_enough_and_not_much_more(loads, rate, lag, teachers):
-    plant = Plant(rate, lag, SOON, teachers)
+@given(capacities, st.floats(10, 1000), st.integers(0, 120), st.integers(0, 50), st.floats(0.05, 1))
+def test_it_settles_on_what_is_enough_and_not_much_more(loads, rate, lag, teachers, busy):
+    plant = Plant(rate, lag, SOON, teachers, busy=busy)
     enough = HEADROOM * sum(loads) / rate
     # Each doubling takes the lag and what is looked at; the first is from one teacher.
     doublings = 1 + math.ceil(math.log2(max(1, enough)))

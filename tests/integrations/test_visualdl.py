@@ -6,7 +6,10 @@ import pytest
 from edl.distill import DistillReader
 from edl.integrations.visualdl import report
 
-NAMES = {"rows_per_second", "seconds_waited", "batches_ready", "teachers"}
+NAMES = {
+    *("rows_per_second", "seconds_waited", "share_waited", "batches_ready", "teachers"),
+    "requests_in_flight",
+}
 
 
 def reader_of(predicts, teachers):
@@ -36,6 +39,7 @@ def test_each_step_of_the_student_adds_to_every_curve(sums_teacher):
         assert [step for step, _ in curve] == list(range(20))
     assert {value for _, value in writer.curves["edl/teachers"]} == {1.0}
     assert writer.curves["edl/seconds_waited"][-1][1] > 0.0
+    assert all(0.0 < value <= 1.0 for _, value in writer.curves["edl/share_waited"])
 
 
 def test_of_several_models_each_has_its_curves(sums_teacher):

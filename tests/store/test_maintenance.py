@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
+import xxhash
 
 from edl.errors import ConfigError, StoreError
 from edl.store import LabelStore
 from edl.store.maintenance import compact, export, holdings, merge, verify
-from edl.store.records import Labels
+from edl.store.records import Labels, id_of
 from tests.store.test_store import KIND, TOKENS, added, assert_has, rows
 from tests.support.processes import edl
 
@@ -73,6 +75,41 @@ def test_compacting_keeps_what_is_sound_and_takes_less(tmp_path):
         store.flush()
         assert_has(store, range(1, 5001))
     assert verify(tmp_path).bad == 0
+
+
+def test_what_is_damaged_of_a_kind_is_no_other_kind_and_costs_no_labels(tmp_path):
+    filled(tmp_path, range(1, 50))
+    for path in tmp_path.glob("*/data.mdb"):
+        path.write_bytes(path.read_bytes().replace(b"model:a", b"model:b"))
+    assert holdings(tmp_path) == []
+    assert verify(tmp_path, remove=True).bad == 0
+    compact(tmp_path)
+    with LabelStore(tmp_path) as store:
+        assert_has(store, range(1, 50))
+
+
+def test_labels_of_a_later_edl_are_kept(tmp_path):
+    text = KIND.text.replace("{", '{"invented": 1, ', 1).encode()
+    record = struct.pack("<Q", xxhash.xxh3_64_intdigest(id_of(text) + b"row" + b"label")) + b"label"
+    with LabelStore(tmp_path / "one") as store:
+        store.write([(id_of(text) + b"row", record)], {id_of(text): text})
+    assert verify(tmp_path / "one", remove=True).bad == 0
+    compact(tmp_path / "one")
+    assert merge(tmp_path / "two", [tmp_path / "one"]) == 1
+    with LabelStore(tmp_path / "two") as store:
+        (environment,) = store.environments()
+        assert environment.texts() == {id_of(text): text}
+        assert list(environment.records()) == [(id_of(text) + b"row", record)]
+
+
+def test_verify_names_what_cannot_be_read(tmp_path):
+    filled(tmp_path, range(3000))
+    path = tmp_path / "shared" / "data.mdb"
+    pages = bytearray(path.read_bytes())
+    for start in range(4096 * 4, len(pages), 4096):
+        pages[start + 12 : start + 16] = b"\xff" * 4  # where its free space begins and ends
+    path.write_bytes(pages)
+    assert verify(tmp_path).unreadable.keys() == {"shared"}
 
 
 def test_compacting_puts_the_stores_of_machines_together(tmp_path):

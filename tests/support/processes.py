@@ -1,10 +1,12 @@
 """Real teachers in real processes, for tests."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,33 @@ class Teacher:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Targets:
+    """``edl targets --port`` in a process of its own."""
+
+    def __init__(self, etcd, port=0):
+        command = [sys.executable, "-m", "edl.cli.main", "targets", "--etcd", etcd]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        line = self.process.stdout.readline()
+        assert line.startswith("targets are at http://127.0.0.1:"), line
+        self.address = line.split()[-1]
+
+    def get(self, page):
+        """What a page says."""
+        with urllib.request.urlopen(f"{self.address}{page}", timeout=20) as answer:
+            assert answer.headers["Content-Type"] == "application/json"
+            return json.load(answer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        assert self.process.wait(20) == 0
+        self.process.stdout.close()
 
 
 class Registrar:

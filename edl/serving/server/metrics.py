@@ -15,6 +15,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WORDS = 300  # characters of the last error
+_PROTOCOLS = ("baidu_std", "http")
+OUTCOMES = ("ok", "refused", "unauthorized", "failed", "draining", "busy")
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -75,9 +77,14 @@ class Metrics:
             registry=registry,
         )
         self.last_error = ""
-        self._bound: dict[tuple[str, str], Counter] = {}
+        # All of them from the start, at 0: a rate does not see a counter that begins at 1.
+        self._bound: dict[tuple[str, str], Counter] = {
+            (protocol, outcome): self._requests.labels(protocol, outcome)
+            for protocol in _PROTOCOLS
+            for outcome in OUTCOMES
+        }
         self._latency = {
-            protocol: self._request_seconds.labels(protocol) for protocol in ("baidu_std", "http")
+            protocol: self._request_seconds.labels(protocol) for protocol in _PROTOCOLS
         }
 
     def answered(self, protocol: str, outcome: str, arrived: float) -> None:

@@ -279,7 +279,7 @@ class Table {
     });
     const order = values.map(([, , tr]) => tr);
     const there = this.body.children;
-    if (order.length !== there.length || order.some((tr, index) => tr !== there[index])) {
+    if (!order.length || order.length !== there.length || order.some((tr, index) => tr !== there[index])) {
       const focused = document.activeElement;
       if (order.length) this.body.replaceChildren(...order);
       else this.body.replaceChildren(element("tr", { class: "nobody" },
@@ -324,8 +324,11 @@ function orders(teachers, students) {
   return [order.map(([, key]) => key), Object.keys(students)];
 }
 
-function drawMap(service) {
+function drawMap(service, fresh) {
   const { teachers, students } = service;
+  const many = Object.keys(teachers).length + Object.keys(students).length > 200;
+  if (many && !fresh && drawMap.at > Date.now() - 5000) return; // a large picture takes a while
+  drawMap.at = Date.now();
   const [left, right] = orders(teachers, students);
   $("map-card").hidden = !left.length || !right.length;
   if ($("map-card").hidden) return;
@@ -557,7 +560,7 @@ function draw(fresh) {
   document.title = known(info.waits) ? `${percent(info.waits)} ${word("waits")} · ${chosen} · EDL` : `${chosen} · EDL`;
   drawAdvice(service);
   drawTiles(service);
-  drawMap(service);
+  drawMap(service, fresh);
   drawCurves(service);
   const [students, teachers] = tables;
   if (fresh) tables.forEach((table) => table.titles(info.unit));
