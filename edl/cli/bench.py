@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -13,6 +12,7 @@ import click
 
 from edl.cli.example import example
 from edl.cli.options import feed_option, feed_spec, form_option, protocol_option
+from edl.cli.progress import progress
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -126,20 +126,15 @@ def _drawing(plot: Optional[Path]) -> Callable[[Measured, Path], None]:
 
 
 def _measure(endpoints: tuple[str, ...], options: Mapping[str, Any]) -> Measured:
-    from rich.console import Console
-    from rich.progress import Progress
-
     pairs = [(batch, clients) for clients in options["clients"] for batch in options["batches"]]
     measured: Measured = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=len(endpoints) * len(pairs))
+    with progress("measuring", "measurements") as bar:
         for endpoint in endpoints:
             measure_one = _teacher(endpoint, options)
             for batch, clients in pairs:
-                progress.update(task, description=f"{endpoint}: {batch} rows, {clients} clients")
+                doing = f"{endpoint}: {batch} rows, {clients} clients"
+                bar.show(len(measured), len(endpoints) * len(pairs), doing=doing)
                 measured.append((endpoint, measure_one(batch, clients)))
-                progress.advance(task)
     return measured
 
 

@@ -8,6 +8,7 @@ from typing import Optional
 import click
 
 from edl.cli.example import example
+from edl.cli.progress import progress
 
 
 @click.group(epilog=example("edl demo digits"))
@@ -31,7 +32,7 @@ def digits(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
     """
     from edl.demos.digits import run
 
-    run(seeds, epochs, work_dir)
+    run(seeds, epochs, work_dir, progress)
 
 
 @command.command(epilog=example("edl demo cluster"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from edl.cli.example import example
+from edl.cli.progress import progress
 
 if TYPE_CHECKING:
     from edl.cli.inspection import Finding
@@ -28,7 +29,8 @@ def command(etcd: Optional[str], as_json: bool) -> None:
     """
     from edl.cli.inspection import PROBLEM, check_all
 
-    findings = list(check_all(etcd))
+    with progress("looking at this machine"):
+        findings = list(check_all(etcd))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

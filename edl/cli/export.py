@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 from edl.cli.example import example
-from edl.cli.options import feed_option, feed_spec
+from edl.cli.options import feed_option, feed_spec, sparse_label_options
+from edl.cli.progress import progress
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,25 +44,7 @@ _NO_OPTIONS = {"pdmodel": False, "top_k": None, "temperature": 1.0, "samples": 0
     help="A name for each output, in order; with a layer also a form of sparse labels of it, as in "
     "'logits?top_k=64'.",
 )
-@click.option(
-    "--top-k",
-    type=click.IntRange(1),
-    help="Sparse labels in place of the layer's outputs: so many of the largest logits.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="What logits are divided by for them.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Class ids drawn from the rest for them.",
-)
+@sparse_label_options("in place of the layer's outputs")
 @click.option(
     "--preprocess",
     multiple=True,
@@ -99,7 +82,8 @@ def command(
 
         specs = dict(feed_spec(feed) for feed in feeds)
         options["preprocess"] = dict(map(_preprocess, options["preprocess"]))
-        files = export_model(_make(layer, weights), out, specs, fetches, **options)
+        with progress("exporting"):
+            files = export_model(_make(layer, weights), out, specs, fetches, **options)
     else:
         if weights or options != _NO_OPTIONS:
             raise click.UsageError(
@@ -109,7 +93,8 @@ def command(
         from edl.serving.model.export import export_inference_model
 
         assert model is not None
-        files = export_inference_model(model, out, list(feeds) or None, list(fetches) or None)
+        with progress("exporting"):
+            files = export_inference_model(model, out, list(feeds) or None, list(fetches) or None)
     click.echo(f"exported {files.program}")
 
 

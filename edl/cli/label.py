@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
 from edl.cli.example import example
+from edl.cli.options import sparse_label_options
+from edl.cli.progress import progress
 from edl.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -56,17 +57,7 @@ def _shard(
 @click.option(
     "--predicts", multiple=True, required=True, metavar="NAME", help="A teacher's output."
 )
-@click.option("--top-k", type=click.IntRange(1), help="Sparse labels: the largest logits.")
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="For sparse labels."
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="For sparse labels: class ids drawn from the rest.",
-)
+@sparse_label_options("in place of whole outputs")
 @click.option("--targets", help="For sparse labels: the slot of target ids.")
 @click.option("--lengths", help="The slot of the rows' lengths, or their mask.")
 @click.option(
@@ -172,45 +163,18 @@ def _run(reader: DistillReader, blocks: Blocks, division: Division, epochs: int)
     from edl.distill.labelling import label
 
     since = time.monotonic()
-    with _progress() as show:
+    with progress("labelling", "batches") as bar:
         for epoch in label(reader, blocks, division, epochs):
             store = reader.stats()["store"]
             if store["full"]:
                 raise StoreError(f"no more labels are stored: {store['full']}")
             total = None if blocks.batches is None else blocks.batches * epochs
             done = epoch * (blocks.batches or 0) + blocks.position + 1
-            show(done, total, store["hits"] + store["misses"])
+            rows = store["hits"] + store["misses"]
+            bar.show(done, total, note=f"{rows / (time.monotonic() - since):,.0f} rows/s")
     store = reader.stats()["store"]
     seconds = time.monotonic() - since
     click.echo(
         f"{store['misses']} rows labelled, {store['hits']} were there, in {seconds:.1f} s "
         f"({(store['hits'] + store['misses']) / max(seconds, 1e-9):.0f} rows/s)"
     )
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, Optional[int], int], None]]:
-    """Shows batches, rows per second and the time left, on a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        *(TextColumn("batches"), BarColumn(), MofNCompleteColumn()),
-        *(TextColumn("{task.fields[speed]} rows/s,"), TimeRemainingColumn(), TextColumn("left")),
-    )
-    since = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("batches", total=None, speed="?")
-
-        def show(done: int, total: Optional[int], rows: int) -> None:
-            speed = f"{rows / max(time.monotonic() - since, 1e-9):,.0f}"
-            bar.update(task, completed=done, total=total, speed=speed)
-
-        yield show

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edl.cli.example import example
+from edl.cli.progress import progress
 from edl.errors import StoreError
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ def ls(store: Path, as_json: bool) -> None:
     """Show which labels there are: models, predictions, rows, bytes."""
     from edl.store.maintenance import holdings
 
-    found = holdings(store)
+    with progress("reading"):
+        found = holdings(store)
     if as_json:
         click.echo(json.dumps([_plain(each) for each in found], indent=2))
         return
@@ -54,8 +54,8 @@ def verify(store: Path, remove: bool) -> None:
     """
     from edl.store.maintenance import verify
 
-    with _progress("records") as progress:
-        verdict = verify(store, remove, progress)
+    with progress("verifying", "records") as bar:
+        verdict = verify(store, remove, bar.show)
     click.echo(f"{verdict.records} records, {verdict.bad} damaged")
     for name, keys in verdict.damaged.items():
         click.echo(f"{name}: {len(keys)} damaged, the first is {keys[0].hex()}")
@@ -74,8 +74,8 @@ def compact(store: Path) -> None:
     """
     from edl.store.maintenance import compact
 
-    with _progress("records") as progress:
-        before, after = compact(store, progress)
+    with progress("compacting", "records") as bar:
+        before, after = compact(store, bar.show)
     click.echo(f"{before / _MIB:.1f} MiB before, {after / _MIB:.1f} MiB now")
 
 
@@ -92,8 +92,8 @@ def merge(store: Path, sources: tuple[Path, ...]) -> None:
     """Add to a store what others have. They stay as they are."""
     from edl.store.maintenance import merge
 
-    with _progress("records") as progress:
-        count = merge(store, sources, progress)
+    with progress("merging", "records") as bar:
+        count = merge(store, sources, bar.show)
     click.echo(f"{count} records added")
 
 
@@ -109,8 +109,8 @@ def export(store: Path, out: Path, kind: str) -> None:
     """
     from edl.store.maintenance import export
 
-    with _progress("records") as progress:
-        count = export(store, out, kind, progress)
+    with progress("exporting", "records") as bar:
+        count = export(store, out, kind, bar.show)
     click.echo(f"{count} rows in {out}")
 
 
@@ -139,18 +139,3 @@ def _table(found: list[Holding]) -> Any:
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None]]:
-    """Shows how many have been looked at, on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f}"), TextColumn(what)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda count: bar.update(task, completed=count)

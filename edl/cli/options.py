@@ -22,6 +22,38 @@ form_option = click.option(
 )
 
 
+def sparse_label_options(where: str) -> Callable[[Any], Any]:
+    """``--top-k``, ``--temperature`` and ``--samples``; ``where`` sparse labels come in."""
+    options = (
+        click.option(
+            "--top-k",
+            type=click.IntRange(1),
+            help=f"Sparse labels {where}: so many of the largest logits.",
+        ),
+        click.option(
+            "--temperature",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="What logits are divided by for sparse labels.",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Class ids drawn from the rest for sparse labels.",
+        ),
+    )
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):  # as if they were written one above the other
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def feed_option(metavar: str, meaning: str) -> Callable[[Any], Any]:
     """``--feed``, any number of times, for an argument ``feeds``."""
     return click.option("--feed", "feeds", multiple=True, metavar=metavar, help=meaning)

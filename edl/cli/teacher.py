@@ -15,6 +15,7 @@ import click
 
 from edl._endpoints import endpoint_of
 from edl.cli.example import example
+from edl.cli.progress import progress
 from edl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -228,7 +229,8 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
     """Start, register, serve until ``stop``, deregister, drain."""
     starting = asyncio.ensure_future(server.start())
     stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    with progress("loading the model"):
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
         return

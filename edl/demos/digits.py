@@ -11,6 +11,7 @@ batch while one teacher is killed and another one joins. Both see the same mixtu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -27,7 +28,6 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from edl._paddle import import_paddle
@@ -54,7 +54,11 @@ class Digits:
     test_labels: np.ndarray
 
 
-def run(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
+#: Makes a bar, of what is done and what is counted; its ``show`` is told how many of how many.
+MakeBar = Callable[[str, str], contextlib.AbstractContextManager[Any]]
+
+
+def run(seeds: int, epochs: int, work_dir: Optional[Path], progress: MakeBar) -> None:
     """The demonstration, from nothing to the tables. Cleans up, also when it is interrupted."""
     console = Console()
     import_paddle("this demo")
@@ -66,7 +70,7 @@ def run(seeds: int, epochs: int, work_dir: Optional[Path]) -> None:
             if work_dir is None:
                 temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="edl-demo-"))
                 work_dir = Path(temporary)
-            _demonstrate(console, stack, seeds, epochs, work_dir)
+            _demonstrate(console, stack, seeds, epochs, work_dir, progress)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything that was started has been stopped[/]")
         sys.exit(130)
@@ -78,7 +82,12 @@ def _interrupt(*_: Any) -> None:
 
 
 def _demonstrate(
-    console: Console, stack: contextlib.ExitStack, seeds: int, epochs: int, work_dir: Path
+    console: Console,
+    stack: contextlib.ExitStack,
+    seeds: int,
+    epochs: int,
+    work_dir: Path,
+    progress: MakeBar,
 ) -> None:
     paddle = import_paddle("this demo")
     warnings.filterwarnings("ignore", module="paddle")
@@ -88,7 +97,9 @@ def _demonstrate(
     step("Training the teacher, a convolutional network, on 1,200 labelled digits")
     paddle.seed(0)
     teacher = make_teacher()
-    train(teacher, Mixtures(data, len(data.images), seed=0), epochs=20, learning_rate=5e-3)
+    with progress("the teacher", "batches") as bar:
+        tick = _ticker(bar, 20 * BATCHES_PER_EPOCH)
+        train(teacher, Mixtures(data, len(data.images), seed=0), 20, 5e-3, tick)
     teacher_accuracy = accuracy(teacher, data)
 
     step("Exporting it as an inference model, with the names that students will ask for")
@@ -105,21 +116,17 @@ def _demonstrate(
 
     step(f"Training {seeds} small students on {STUDENT_IMAGES} of the images, from labels alone")
     total = epochs * BATCHES_PER_EPOCH
-    with _progress(console) as progress:
-        bar = progress.add_task("labels alone", total=seeds * total)
-        tick = _ticker(progress, bar)
+    with progress("labels alone", "batches") as bar:
+        tick = _ticker(bar, seeds * total)
         alone = [train_student(data, seed, epochs, tick) for seed in range(seeds)]
 
     step("Training the same students, same seeds and batches, with soft labels from the teachers")
     reader = DistillReader(ins=["img", "label"], predicts=["logits"])
     reader.set_dynamic_teacher(etcd.endpoint, SERVICE, require_max_teacher=4)
     stack.enter_context(reader)
-    with _progress(console) as progress:
-        bar = progress.add_task("soft labels", total=seeds * total)
-        tick = _ticker(progress, bar)
-        incident = _Incident(
-            host, first, at=total // 2 + BATCHES_PER_EPOCH // 2, say=progress.print
-        )
+    with progress("soft labels", "batches") as bar:
+        tick = _ticker(bar, seeds * total)
+        incident = _Incident(host, first, at=total // 2 + BATCHES_PER_EPOCH // 2, say=console.print)
 
         def on_batch() -> None:
             tick()
@@ -375,13 +382,10 @@ class _Steps:
         self._console.print(f"[bold]{self._number}.[/] {text}")
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TextColumn("batches"), TimeElapsedColumn(), console=console)
-
-
-def _ticker(progress: Progress, bar: Any) -> Callable[[], None]:
-    return lambda: progress.advance(bar)
+def _ticker(bar: Any, total: int) -> Callable[[], None]:
+    """What is to be called for each batch."""
+    done = itertools.count(1)
+    return lambda: bar.show(next(done), total)
 
 
 def _print_accuracy(

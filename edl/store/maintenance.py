@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 
@@ -26,8 +26,13 @@ from edl.store.store import LabelStore
 #: Bytes that are written at once.
 _PAGE = 16 << 20
 
-#: Told how many records have been looked at so far.
-Progress = Callable[[int], None]
+Record = TypeVar("Record")
+
+#: Told how many records have been looked at so far, of how many.
+Progress = Callable[[int, int], None]
+
+#: Records from one time that is told to the next.
+_TELL_EVERY = 1000
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,36 @@ class Verdict:
     def bad(self) -> int:
         """How many records are damaged."""
         return sum(map(len, self.damaged.values()))
+
+
+class _Watched:
+    """Records that go by, for whoever wants to know how far it is."""
+
+    def __init__(self, progress: Optional[Progress], total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._seen = 0
+
+    def through(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The same ones."""
+        for record in records:
+            if self._progress is not None and self._seen % _TELL_EVERY == 0:
+                self._progress(self._seen, self._total)
+            self._seen += 1
+            yield record
+
+
+def _count(paths: Iterable[Path]) -> int:
+    """Records in the environments that can be read, damaged or not."""
+    count = 0
+    for path in paths:
+        with contextlib.suppress(StoreError):
+            environment = open_environment(path, sealed=path.name.endswith(places.SEALED))
+            try:
+                count += environment.count
+            finally:
+                release(environment)
+    return count
 
 
 def open_existing(directory: Path) -> LabelStore:
@@ -96,7 +131,9 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
     verdict = Verdict()
     _check_there(directory)
     with contextlib.closing(places.hold(directory)):
-        for path in _environments_in(directory):
+        paths = _environments_in(directory)
+        watched = _Watched(progress, _count(paths))
+        for path in paths:
             sealed = path.name.endswith(places.SEALED)
             try:
                 environment = open_environment(path, sealed=sealed)
@@ -105,7 +142,7 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
                 continue
             bad: list[bytes] = []
             try:
-                bad += _damaged(environment, verdict, progress)
+                bad += _damaged(environment, verdict, watched)
             except StoreError as error:
                 verdict.unreadable[path.name] = str(error)
             else:
@@ -118,16 +155,12 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
     return verdict
 
 
-def _damaged(
-    environment: Environment, verdict: Verdict, progress: Optional[Progress]
-) -> Iterator[bytes]:
+def _damaged(environment: Environment, verdict: Verdict, watched: _Watched) -> Iterator[bytes]:
     kinds = environment.kinds()
-    for key, record in environment.records():
+    for key, record in watched.through(environment.records()):
         verdict.records += 1
         if not is_sound(kinds.get(key[:KIND]), key, record):
             yield key
-        if progress is not None and verdict.records % 1000 == 0:
-            progress(verdict.records)
 
 
 def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, int]:
@@ -142,7 +175,7 @@ def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, 
         new = directory / f"{uuid.uuid4().hex[:8]}.new"
         new.mkdir()
         try:
-            _put_together(paths, new, progress)
+            _put_together(paths, new, _Watched(progress, _count(paths)))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -153,7 +186,7 @@ def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, 
         return before, _nbytes(sealed)
 
 
-def _put_together(paths: Iterable[Path], new: Path, progress: Optional[Progress]) -> None:
+def _put_together(paths: Iterable[Path], new: Path, watched: _Watched) -> None:
     with contextlib.ExitStack() as stack:
         environments = []
         for path in paths:
@@ -165,21 +198,17 @@ def _put_together(paths: Iterable[Path], new: Path, progress: Optional[Progress]
         kinds = {name: kind for each in environments for name, kind in each.kinds().items()}
         texts = {name: text for each in environments for name, text in each.texts().items()}
         streams = [environment.records() for environment in environments]
-        sorted_records = heapq.merge(*streams, key=operator.itemgetter(0))
-        sound = _sound_ones(kinds, sorted_records, progress)
+        sorted_records = watched.through(heapq.merge(*streams, key=operator.itemgetter(0)))
+        sound = _sound_ones(kinds, sorted_records)
         _write(sound, texts, lambda page, new: target.write(page, new, append=True))
 
 
 def _sound_ones(
-    kinds: dict[bytes, Kind],
-    records: Iterable[tuple[bytes, bytes]],
-    progress: Optional[Progress],
+    kinds: dict[bytes, Kind], records: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
     """Each key once."""
     last = b""
-    for number, (key, record) in enumerate(records):
-        if progress is not None and number % 1000 == 0:
-            progress(number)
+    for key, record in records:
         if key != last and is_sound(kinds.get(key[:KIND]), key, record):
             last = key
             yield key, record
@@ -210,12 +239,14 @@ def merge(directory: Path, sources: Sequence[Path], progress: Optional[Progress]
     Raises StoreError, for a source that is none or the store itself, too.
     """
     added = 0
+    watched = _Watched(progress, sum(_count(_environments_in(source)) for source in sources))
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(directory):
             raise StoreError(f"{source} cannot be merged into itself")
         with open_existing(source) as theirs, LabelStore(directory) as ours:
             for environment in theirs.environments():
-                sound = _sound_ones(environment.kinds(), environment.records(), progress)
+                records = watched.through(environment.records())
+                sound = _sound_ones(environment.kinds(), records)
                 added += _write(_missing(ours, sound), environment.texts(), ours.write)
     return added
 
@@ -251,10 +282,9 @@ def export(directory: Path, path: Path, kind: str = "", progress: Optional[Progr
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             shape = (len(keys), len(keys[0]) if keys else KIND)
             _write_array(archive, "key", shape, "uint8", iter(keys))
-            for number, column in enumerate(chosen.columns):
-                _export_column(archive, store, chosen, column, keys)
-                if progress is not None:
-                    progress((number + 1) * len(keys))
+            watched = _Watched(progress, len(keys) * len(chosen.columns))
+            for column in chosen.columns:
+                _export_column(archive, store, chosen, column, keys, watched)
     return len(keys)
 
 
@@ -270,11 +300,16 @@ def _keys(store: LabelStore, kind: Kind) -> list[bytes]:
     """All keys of a kind whose records are sound, each once."""
     streams = [environment.records(kind.id) for environment in store.environments()]
     merged = heapq.merge(*streams, key=operator.itemgetter(0))
-    return [key for key, _ in _sound_ones({kind.id: kind}, merged, None)]
+    return [key for key, _ in _sound_ones({kind.id: kind}, merged)]
 
 
 def _export_column(
-    archive: zipfile.ZipFile, store: LabelStore, kind: Kind, column: Column, keys: Sequence[bytes]
+    archive: zipfile.ZipFile,
+    store: LabelStore,
+    kind: Kind,
+    column: Column,
+    keys: Sequence[bytes],
+    watched: _Watched,
 ) -> None:
     index = kind.columns.index(column)
 
@@ -291,13 +326,14 @@ def _export_column(
                             found[key] = shape, bytes(octets)
             yield from (found[key] for key in some)
 
+    written = (octets for _, octets in watched.through(parts()))
     if not column.open:
         shape = (len(keys), *column.shape)
-        _write_array(archive, column.name, shape, column.dtype, (octets for _, octets in parts()))
+        _write_array(archive, column.name, shape, column.dtype, written)
         return
     lengths = np.array([shape[0] for shape, _ in parts()], np.int64)
     total = (int(lengths.sum()), *column.shape[1:])
-    _write_array(archive, column.name, total, column.dtype, (octets for _, octets in parts()))
+    _write_array(archive, column.name, total, column.dtype, written)
     name = f"{column.name}.lengths"
     _write_array(archive, name, lengths.shape, "int64", iter([lengths.tobytes()]))
 

@@ -1,7 +1,5 @@
 """``edl label``: each label once, by however many processes, whatever becomes of them."""
 
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -15,7 +13,7 @@ import pytest
 from edl.discovery import Registration
 from edl.distill import DistillReader
 from edl.serving import serve
-from tests.support.processes import ROOT, edl, eventually
+from tests.support.processes import ROOT, edl, edl_on_terminal, eventually
 
 ROWS, COUNT = 4, 100
 
@@ -178,23 +176,11 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, teacher):
 
 
 def test_a_terminal_shows_how_far_it_is(tmp_path, teacher):
-    parent, child = pty.openpty()
-    command = [sys.executable, "-m", "edl.cli.main", *arguments(str(tmp_path), teacher.endpoint)]
-    environment = {**os.environ, "TERM": "xterm"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=child, env=environment
-    )
-    os.close(child)
-    shown = b""
-    with os.fdopen(parent, "rb", buffering=0) as terminal:
-        try:
-            while more := terminal.read(1024):
-                shown += more
-        except OSError:  # the other side is closed
-            pass
-    assert process.wait(30) == 0
-    assert b"rows/s" in shown
-    assert b"100/100" in shown
+    with edl_on_terminal(*arguments(tmp_path, teacher.endpoint)) as process:
+        pass
+    assert process.returncode == 0
+    assert "rows/s" in process.shown
+    assert "100/100 batches" in process.shown
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(tmp_path, teacher):

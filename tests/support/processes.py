@@ -1,10 +1,13 @@
 """Real teachers in real processes, for tests."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -22,6 +25,40 @@ def edl(*arguments):
         cwd=ROOT,
         check=False,
     )
+
+
+@contextlib.contextmanager
+def edl_on_terminal(*arguments):
+    """The command line with a terminal for its errors: its process, whose ``shown`` grows as long
+    as it has the terminal open.
+    """
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edl.cli.main", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        text=True,
+    )
+    os.close(terminal)
+    process.shown = ""
+
+    def look():
+        with contextlib.suppress(OSError):  # the end of the terminal
+            while more := os.read(screen, 1 << 16):
+                process.shown += more.decode(errors="replace")
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield process
+        process.wait(60)
+    finally:
+        process.kill()
+        process.communicate()
+        looking.join()
+        os.close(screen)
 
 
 class Teacher:
