@@ -17,6 +17,7 @@ PLOT = ["matplotlib>=3.5"]
 DEMO = ["scikit-learn>=1.3", "snownlp==0.12.3"]
 TEST = [
     "pytest>=8",
+    "kubernetes-validate>=1.33",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
     "pytest-cov>=5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import socketserver
 import threading
@@ -11,8 +12,11 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from edl._endpoints import endpoint_of
 
-#: Seconds that a connection may be silent, so that nobody keeps a thread by saying nothing.
-_SILENCE = 10.0
+logger = logging.getLogger(__name__)
+
+#: Seconds that a connection may be silent, and connections at a time: whoever asks, and does not
+#: listen, costs the process that serves no more than this.
+_SILENCE, _MOST = 10.0, 32
 
 
 class HttpServer:
@@ -51,13 +55,36 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = _MOST
     allow_reuse_port = False  # or two processes would share a port, each unseen half of the time
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.BoundedSemaphore(_MOST)
+        super().__init__(*arguments)
 
     def server_bind(self) -> None:
         """Without the name of the host, which takes seconds where nobody answers for it."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, unless there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """See process_request."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone, or silent, is no news for who looks at this process."""
+        logger.debug("a request of %s came to nothing", client_address, exc_info=True)
 
 
 def _bind(host: str, ports: Sequence[int]) -> _Server:

@@ -78,6 +78,9 @@ def main():
         network.eval()
         print(f"epoch {epoch}: loss {float(loss):.4f}, accuracy {accuracy(network, test_set):.4f}")
 
+    if args.teachers:
+        stats = distill_reader.stats()
+        print(f"{stats['batches']} batches with soft labels, {stats['resent']} tasks sent again")
     if args.save_model:
         teacher = nn.Sequential(network, nn.Softmax())
         export_model(teacher, args.save_model, {"img": ((1, 28, 28), "float32")}, ["prediction"])

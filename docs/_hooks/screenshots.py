@@ -15,9 +15,10 @@ def main(url):
     """Both pictures, light and dark."""
     from dashboard import browser
 
-    page = browser(1240, 1500)
+    page = browser(1240, 700)
     try:
         for theme in ("light", "dark"):
+            page.set_window_size(1240, 700)
             page.get(url)
             page.execute_script("localStorage.setItem('edl-theme', arguments[0])", theme)
             page.refresh()

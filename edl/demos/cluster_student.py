@@ -16,8 +16,8 @@ from edl._paddle import import_paddle
 from edl.demos.digits import SERVICE, STUDENT_IMAGES, Mixtures, load_digits, make_student, train
 from edl.distill import DistillReader
 
-#: A student is slow for half of its period and in a hurry for the other half; so many seconds each.
-_PERIODS = (40.0, 60.0)
+#: A student is in a hurry for the last third of its period, and slow before; so many seconds each.
+_PERIODS = (120.0, 180.0)
 
 #: Seconds that a step takes, beside the training of a small network, when it is slow.
 _SLOW = 0.045
@@ -26,7 +26,7 @@ _SLOW = 0.045
 def pause(number: int, seconds: float) -> float:
     """How long a student rests after a batch, so many seconds after it has begun."""
     period = _PERIODS[number % len(_PERIODS)]
-    return _SLOW if seconds % period < period / 2 else 0.004
+    return _SLOW if seconds % period < 2 / 3 * period else 0.004
 
 
 def main(etcd: str, number: int) -> None:

@@ -208,9 +208,13 @@ class _InOrder:
 
 
 def _lists_of(loader: Any, sampler: Any) -> Any:
-    """The index lists of a loader: in order, if its sampler is Paddle's own; otherwise its own."""
+    """The index lists of a loader: in order, if its samplers are Paddle's own, which take the whole
+    dataset; otherwise its own, which may take a part of it.
+    """
     io = sys.modules["paddle"].io
-    if type(sampler) in (io.BatchSampler, io.DistributedBatchSampler):
+    whole = (io.SequenceSampler, io.RandomSampler, type(None))
+    own = type(sampler) in (io.BatchSampler, io.DistributedBatchSampler)
+    if own and type(getattr(sampler, "sampler", None)) in whole:
         return _InOrder(len(loader.dataset), sampler.batch_size)
     return sampler
 

@@ -153,9 +153,9 @@ class Stages:
         return self._store.flush(timeout)
 
     def end(self) -> None:
-        """An epoch has ended: what was added in it is on the disk, and others can read it."""
+        """An epoch has ended: what was added in it is on the disk, and others can read it soon."""
         self._store.flush()
-        self._store.seal()
+        self._store.share()
 
     def close(self) -> None:
         """Close the store. What was added is on the disk then, unless that takes very long."""

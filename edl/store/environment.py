@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
-from edl.store.places import DATA
+from edl.store.places import DATA, make_lock
 from edl.store.records import KIND, Kind, id_of
 
 #: What this module writes; stores of a later one are not touched.
@@ -65,6 +66,8 @@ class Environment:
         # No transaction of ours may run while the map grows. Taken in this order.
         self._writing, self._resizing = threading.Lock(), threading.Lock()
         try:
+            if not sealed:
+                make_lock(path)
             self._env = self._lmdb.open(
                 str(path),
                 map_size=max(_FIRST_MAP, 2 * self.nbytes),
@@ -216,9 +219,8 @@ class Environment:
     ) -> bool:
         """Add records, all or none; they are on the disk when it returns true. ``texts``: of their
         kinds, as far as these may be new. ``append``: keys come in their order, which fills pages.
-        ``limit``: bytes that it may take on the disk; if it
-        would take more, nothing is added, and it returns false. Raises StoreError if there is no
-        room on the disk.
+        ``limit``: bytes that it may take on the disk; if it would take more, nothing is added, and
+        it returns false. Raises StoreError if there is no room on the disk.
         """
         first = True
         with self._writing:
@@ -239,7 +241,10 @@ class Environment:
                 except self._lmdb.MapResizedError:
                     self._resize(0)
                 except (self._lmdb.Error, OSError) as error:
-                    raise StoreError(f"{self.path} takes no more labels: {error}") from error
+                    free = shutil.disk_usage(self.path).free >> 20
+                    raise StoreError(
+                        f"{self.path} takes no more labels: {error} ({free} MiB are free there)"
+                    ) from error
 
     def _put(
         self, records: Sequence[tuple[bytes, bytes]], texts: Mapping[bytes, bytes], append: bool

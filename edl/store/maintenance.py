@@ -166,24 +166,28 @@ def _damaged(environment: Environment, verdict: Verdict, watched: _Watched) -> I
 def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, int]:
     """Put everything that is sound into one environment of full pages, and remove the others; the
     bytes before and after. Whenever this ends, the store is whole. Raises StoreError if somebody
-    uses the store, or there is none.
+    uses the store, there is none, one of its environments cannot be opened, or the disk is full.
     """
     _check_there(directory)
     with contextlib.closing(places.hold(directory, alone=True)):
-        paths = _environments_in(directory)
-        before = sum(_nbytes(path) for path in paths)
-        new = directory / f"{uuid.uuid4().hex[:8]}.new"
-        new.mkdir()
         try:
-            _put_together(paths, new, _Watched(progress, _count(paths)))
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        sealed = new.rename(new.with_suffix(places.SEALED))
-        _sync(directory)
-        for path in paths:
-            shutil.rmtree(path)
-        return before, _nbytes(sealed)
+            places.tidy(directory)
+            before = places.nbytes(directory)
+            paths = _environments_in(directory)
+            new = directory / f"{uuid.uuid4().hex[:8]}{places.NEW}"
+            new.mkdir()
+            try:
+                _put_together(paths, new, _Watched(progress, _count(paths)))
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            new.rename(new.with_suffix(places.SEALED))
+            _sync(directory)
+            for path in paths:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise StoreError(f"{directory} cannot be written: {error}") from error
+        return before, places.nbytes(directory)
 
 
 def _put_together(paths: Iterable[Path], new: Path, watched: _Watched) -> None:
@@ -279,12 +283,21 @@ def export(directory: Path, path: Path, kind: str = "", progress: Optional[Progr
             if any(index for index in column.open):
                 raise StoreError(f"rows of {column.name!r} differ in more than their length")
         keys = _keys(store, chosen)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            shape = (len(keys), len(keys[0]) if keys else KIND)
-            _write_array(archive, "key", shape, "uint8", iter(keys))
-            watched = _Watched(progress, len(keys) * len(chosen.columns))
-            for column in chosen.columns:
-                _export_column(archive, store, chosen, column, keys, watched)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                shape = (len(keys), len(keys[0]) if keys else KIND)
+                _write_array(archive, "key", shape, "uint8", iter(keys))
+                watched = _Watched(progress, len(keys) * len(chosen.columns))
+                for column in chosen.columns:
+                    _export_column(archive, store, chosen, column, keys, watched)
+            part.replace(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if isinstance(error, OSError):
+                raise StoreError(f"{path} cannot be written: {error}") from error
+            raise
     return len(keys)
 
 
@@ -349,10 +362,6 @@ def _write_array(
         file.write(head.getvalue())
         for part in parts:
             file.write(part)
-
-
-def _nbytes(path: Path) -> int:
-    return (path / places.DATA).stat().st_size
 
 
 def _sync(directory: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import uuid
 from pathlib import Path
@@ -24,7 +25,9 @@ from typing import IO, Optional
 from edl.errors import StoreError
 
 SHARED, LIVE, SEALED = "shared", ".live", ".sealed"
-DATA = "data.mdb"  # LMDB's file in each of them
+NEW = ".new"  # what is being made, and then given another name
+DATA, _LOCK = "data.mdb", "lock.mdb"  # LMDB's files in each of them
+LOCK_BYTES = 72 << 10  # for 1,024 readers and more
 _OWNER, _IN_USE, _MACHINES = "owner", "in-use", "machines"
 
 #: File systems that are one machine's own.
@@ -72,14 +75,17 @@ def _filesystem(path: Path) -> str:
 
 
 def hold(directory: Path, *, alone: bool = False) -> IO[bytes]:
-    """Say that the store is in use, until the file is closed; ``alone``: by nobody else. Raises
-    StoreError if it is used by others.
+    """Say that the store is in use, until the file is closed; ``alone``: by nobody else. The file
+    is not ``writable`` where the store is not. Raises StoreError if it is used by others.
     """
+    path = directory / _IN_USE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        held = open(directory / _IN_USE, "ab")  # noqa: SIM115 (closed by who asked)
+        held: IO[bytes] = open(path, "ab")  # noqa: SIM115 (closed by who asked)
     except OSError as error:
-        raise StoreError(f"no label store can be at {directory}: {error}") from error
+        if alone or not path.exists():
+            raise StoreError(f"no label store can be at {directory}: {error}") from error
+        held = open(path, "rb")  # noqa: SIM115
     try:
         fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -92,10 +98,26 @@ def hold(directory: Path, *, alone: bool = False) -> IO[bytes]:
     return held
 
 
+def make_lock(environment: Path) -> None:
+    """LMDB's lock file, with room on the disk for all of it: LMDB maps it, and what is written to a
+    map without room on the disk ends the process. Raises OSError.
+    """
+    lock = environment / _LOCK
+    if lock.exists():
+        return
+    part = environment / f"{uuid.uuid4().hex[:8]}.part"
+    try:
+        part.write_bytes(bytes(LOCK_BYTES))
+        with contextlib.suppress(FileExistsError):  # somebody else's, at this moment
+            os.link(part, lock)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def new_live(directory: Path) -> tuple[Path, IO[bytes]]:
     """A directory for an environment of this process alone, and what says so while it is open."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    path, unowned = directory / f"{name}{LIVE}", directory / f"{name}.new"
+    path, unowned = directory / f"{name}{LIVE}", directory / f"{name}{NEW}"
     try:
         unowned.mkdir()
         owner = open(unowned / _OWNER, "ab")  # noqa: SIM115 (closed by who asked)
@@ -122,6 +144,16 @@ def seal_orphans(directory: Path) -> None:
         with contextlib.suppress(OSError), open(live / _OWNER, "ab") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             seal(live)
+
+
+def tidy(directory: Path) -> None:
+    """Remove what was begun and never finished, and seal all that is live, for whoever holds the
+    store alone: those of other machines, too, whose processes have gone with their names.
+    """
+    for path in directory.glob(f"*{NEW}"):
+        shutil.rmtree(path)
+    for live in live_ones(directory):
+        seal(live)
 
 
 def live_ones(directory: Path) -> list[Path]:

@@ -27,6 +27,9 @@ _COMMIT_EVERY, _COMMIT_BYTES = 1.0, 64 << 20
 #: Bytes that may wait for a slow disk, before labels are let go.
 _MOST_WAITING = 512 << 20
 
+#: What is sealed at once is at least one in so many of the bytes that were sealed before.
+_MUCH = 4
+
 
 @dataclass
 class Counters:
@@ -76,7 +79,13 @@ class LabelStore:
         self._pid = os.getpid()
         self._limit = limit
         self._held = places.hold(self.directory)
-        self._local = places.is_of_one_machine(self.directory) if local is None else local
+        self._full = "" if self._held.writable() else f"{directory} cannot be written"
+        if self._full:
+            self._local = False  # what others may write is not read without a lock
+        elif local is None:
+            self._local = places.is_of_one_machine(self.directory)
+        else:
+            self._local = local
         if local is False:
             places.share(self.directory)
         self._lock = threading.Condition()
@@ -88,15 +97,19 @@ class LabelStore:
         self._waiting_bytes = 0
         self._pending: dict[bytes, tuple[Labels, int]] = {}
         self._known: set[bytes] = set()  # kinds that our environment has
-        self._full = ""
         self._asked = self._done = 0  # flushes
+        self._shared = self._sealed_bytes = 0
         self._ended = False
         self._writer: Optional[threading.Thread] = None
         try:
             places.seal_orphans(self.directory)
             if self._local:
                 path = self.directory / places.SHARED
-                path.mkdir(exist_ok=True)
+                try:
+                    path.mkdir(exist_ok=True)
+                except OSError as error:
+                    words = f"no label store can be at {directory}: {error}"
+                    raise StoreError(words) from error
                 self._own = open_environment(path, create=True)
             self.refresh()
         except BaseException:
@@ -356,9 +369,20 @@ class LabelStore:
 
     # --- the end ----------------------------------------------------------------------------
 
+    def share(self, timeout: float = 10.0) -> None:
+        """Seal what was added, if it is much beside what this process has sealed before, or nothing
+        was added since the last call; otherwise later. Everything that is sealed is an open file of
+        everybody's, so there had better not be one for each of hundreds of epochs.
+        """
+        with self._lock:
+            own, added, before = self._own, self.counters.added, self._shared
+            self._shared = added
+        if own is not None and (added == before or _MUCH * own.nbytes >= self._sealed_bytes):
+            self.seal(timeout)
+
     def seal(self, timeout: float = 10.0) -> None:
         """Let other machines read what this process has added, where they share the file system;
-        where they do not, nothing is to be done. Call it when an epoch ends, for instance.
+        where they do not, nothing is to be done. When an epoch ends, see :meth:`share`.
         """
         if self._local or not self.flush(timeout):
             return
@@ -368,6 +392,7 @@ class LabelStore:
             own, owner, self._own, self._owner = self._own, self._owner, None, None
         if own is None:
             return
+        self._sealed_bytes += own.nbytes
         release(own)
         with contextlib.suppress(OSError):
             places.seal(own.path)

@@ -46,7 +46,7 @@ class History:
     def _forget(self, step: int) -> None:
         """Services that have not been seen for an hour, and what is beyond the limit."""
         for name, points in list(self._curves.items()):
-            while points and points[0][0] <= step - POINTS:
+            while points and points[0][0] < step - POINTS:
                 points.popleft()
             if not points:
                 del self._curves[name]

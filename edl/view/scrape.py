@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from dataclasses import dataclass
 from typing import Optional
@@ -54,7 +55,8 @@ async def fetch(target: Target, path: str = "/metrics", timeout: float = TIMEOUT
     except ssl.SSLError as error:
         raise NoFigures(f"TLS: {error.reason or 'it failed'}") from None
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        number = getattr(error, "errno", None) or 0  # asyncio's own words repeat the address
+        reason = os.strerror(number) if number > 0 else type(error).__name__
         raise NoFigures(f"it cannot be reached: {reason}") from None
 
 

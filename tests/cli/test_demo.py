@@ -1,11 +1,13 @@
-"""``edl demo digits`` from beginning to end, and interrupted."""
+"""``edl demo digits`` from beginning to end, and interrupted; ``edl demo cluster``."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from edl.demos import digits
 from edl.errors import EdlError, MissingDependencyError
-from tests.support.processes import ROOT, alive
+from tests.support.processes import ROOT, alive, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -113,3 +115,44 @@ def test_a_batch_that_is_missing_is_an_error():
     stats = {"batches": 99, "tasks_sent": 100, "resent": 0, "lost_teachers": 0}
     with pytest.raises(EdlError, match="99 batches were seen, 100 were expected"):
         digits._print_delivery(Console(quiet=True), 100, stats)
+
+
+def test_the_demo_cluster_shows_itself_and_leaves_nothing(tmp_path):
+    """Three teachers and two students at work on the page, and on Ctrl-C nobody is left."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "edl.cli.main", "demo", "cluster", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    try:
+        page = demo.stdout.readline().removeprefix("dashboard at ").strip()
+        eventually(lambda: _is_at_work(page), 200)
+        processes = descendants(demo.pid)
+        assert len(processes) >= 2 + 3 * 2 + 2, "etcd, the page, teachers with a worker, students"
+        demo.send_signal(signal.SIGINT)
+        rest = demo.communicate(timeout=60)[0]
+        assert demo.returncode == 0, rest
+        assert rest.endswith("everything that was started has been stopped\n")
+        assert [pid for pid in processes if alive(pid)] == []
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        demo.kill()
+        demo.communicate()
+
+
+def _is_at_work(page):
+    """Whether all are there, and say what they do."""
+    with urllib.request.urlopen(f"{page}events", timeout=30) as events:
+        line = next(line for line in events if line.startswith(b"data: "))
+    service = json.loads(line[6:])["services"].get("digits_teacher", {})
+    teachers, students = (service.get(kind, {}) for kind in ("teachers", "students"))
+    return (
+        len(teachers) == 3
+        and len(students) == 2
+        and all(teacher.get("busy", 0) > 0.05 for teacher in teachers.values())
+        and all("waits" in student and student["rows"] > 100 for student in students.values())
+        and all(student["teachers"] and student["connected"] for student in students.values())
+    )

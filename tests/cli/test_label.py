@@ -48,6 +48,16 @@ def loader():
     return paddle.io.DataLoader(Data(), batch_size=ROWS, shuffle=True)
 
 
+def part():
+    """Every tenth row of the loader's, in an order of its sampler's."""
+    import paddle
+
+    data = loader().dataset
+    sampler = paddle.io.SubsetRandomSampler(list(range(0, COUNT * ROWS, 10)))
+    batches = paddle.io.BatchSampler(sampler=sampler, batch_size=ROWS)
+    return paddle.io.DataLoader(data, batch_sampler=batches)
+
+
 def views():
     """A list whose rows are others in each epoch."""
 
@@ -112,6 +122,11 @@ def test_all_rows_are_labelled_and_a_second_run_asks_nothing(tmp_path, teacher, 
     assert labelled(started(tmp_path, teacher.endpoint, source)) == (0, COUNT * ROWS)
     assert set(teacher.seen.values()) == {1}
     assert_complete(tmp_path)
+
+
+def test_a_sampler_that_takes_a_part_is_asked_which(tmp_path, teacher):
+    assert labelled(started(tmp_path, teacher.endpoint, "part")) == (COUNT * ROWS // 10, 0)
+    assert sorted(teacher.seen) == list(range(0, COUNT * ROWS, 10))
 
 
 def test_each_epoch_has_its_views(tmp_path, teacher):

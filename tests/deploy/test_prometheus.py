@@ -157,11 +157,17 @@ class Prometheus:
 
 @contextmanager
 def balancer_of(*where):
-    """``edl balancer``; the address of its metrics."""
-    port = free_port()
-    command = [sys.executable, "-m", "edl.cli.main", "balancer", "--metrics-port", str(port)]
+    """``edl balancer``, once it leads; the address of its metrics."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "edl.cli.main", "balancer", "--metrics-port", address[10:]]
     process = subprocess.Popen([*command, *where], cwd=ROOT, stdout=subprocess.DEVNULL)
-    yield f"127.0.0.1:{port}"
+
+    def leads():
+        with suppress(OSError), urllib.request.urlopen(f"http://{address}/metrics") as answer:
+            return f'edl_service_students{{service="{SERVICE}"}}' in answer.read().decode()
+
+    eventually(leads, 30)
+    yield address
     process.terminate()
     process.wait(20)
 

@@ -31,6 +31,7 @@ from edl.serving.client.entry import Entry
 from edl.serving.client.measure import read_counters
 from edl.serving.client.page import read_page
 from edl.serving.server.tls import exposure
+from tests.support import elsewhere
 from tests.support.certificates import Authority
 from tests.support.processes import eventually
 
@@ -359,6 +360,30 @@ def test_an_entry_says_what_its_teacher_speaks(ours):
 )
 def test_a_token_is_shown_in_plain_text_on_this_machine_only(ours, peer, same):
     assert is_same_machine(ours, peer) == same
+
+
+needs_network = pytest.mark.skipif(
+    not elsewhere.can_be(), reason="this system allows no network namespaces"
+)
+
+
+@needs_network
+def test_beyond_this_machine_a_token_is_not_shown_in_plain_text_and_nothing_is_asked():
+    found = elsewhere.what_comes_of_it(EDL_TEACHER_CA="", EDL_TOKEN_PLAIN_TEXT="")
+    for name in ("client", "page"):
+        raised, anything, token = found[f"{name} with a token"]
+        assert raised.startswith("TlsRefused")
+        assert "EDL_TOKEN_PLAIN_TEXT=1" in raised
+        assert (anything, token) == (False, False)
+        raised, anything, _ = found[f"{name} without"]
+        assert anything
+        assert not raised.startswith("TlsRefused")
+
+
+@needs_network
+def test_unless_that_is_allowed():
+    found = elsewhere.what_comes_of_it(EDL_TEACHER_CA="", EDL_TOKEN_PLAIN_TEXT="1")
+    assert [found[f"{name} with a token"][2] for name in ("client", "page")] == [True, True]
 
 
 # --- files ----------------------------------------------------------------------------------

@@ -122,6 +122,25 @@ def test_compacting_puts_the_stores_of_machines_together(tmp_path):
         assert_has(store, range(55))
 
 
+def test_compacting_takes_in_what_machines_have_left_that_are_gone(tmp_path):
+    filled(tmp_path, range(10), local=False)
+    (sealed,) = tmp_path.glob("*.sealed")
+    sealed.rename(tmp_path / "a-pod-that-is-gone-7-0a1b2c3d.live")
+    (tmp_path / "killed-while-compacting.new").mkdir()
+    compact(tmp_path)
+    assert [each.rows for each in holdings(tmp_path)] == [10]
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_dir()} == {".sealed"}
+
+
+def test_what_cannot_be_opened_is_not_compacted_away(tmp_path):
+    filled(tmp_path, range(10))
+    (tmp_path / "empty.sealed").mkdir()
+    with pytest.raises(StoreError, match=r"empty\.sealed is no label store"):
+        compact(tmp_path)
+    with LabelStore(tmp_path) as store:
+        assert_has(store, range(10))
+
+
 def test_a_store_in_use_is_not_compacted(tmp_path):
     with LabelStore(tmp_path) as store:
         added(store, [1])
@@ -171,6 +190,9 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     with pytest.raises(StoreError, match="there is no label store at"):
         export(tmp_path, tmp_path / "out.npz")
     assert not list(tmp_path.iterdir())
+    filled(tmp_path, range(10))
+    with pytest.raises(StoreError, match=r"none/out.npz cannot be written"):
+        export(tmp_path, tmp_path / "none" / "out.npz")
 
 
 # --- the command --------------------------------------------------------------------------------

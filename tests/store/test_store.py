@@ -7,8 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -318,6 +320,37 @@ def test_it_grows_beyond_its_first_map(tmp_path):
         np.testing.assert_array_equal(found.labels.columns["all"], labels)
 
 
+_READ_ONLY = """
+import os, pathlib, sys
+from edl.store import LabelStore
+from tests.store.test_store import added, assert_has
+directory = pathlib.Path(sys.argv[1])
+for path in [directory, *directory.rglob("*")]:
+    path.chmod(0o555 if path.is_dir() else 0o444)
+if not os.geteuid():
+    os.seteuid(65534)  # who is root may write anywhere
+with LabelStore(directory) as store:
+    assert_has(store, range(10))
+    added(store, [11])
+    assert store.flush()
+    assert "cannot be written" in store.full
+"""
+
+
+def test_one_that_may_only_be_read_is_read(tmp_path):
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        directory = Path(name, "labels")
+        with LabelStore(directory) as store:
+            added(store, range(10))
+        compact(directory)
+        command = [sys.executable, "-c", _READ_ONLY, str(directory)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        for path in [directory, *directory.rglob("*")]:
+            path.chmod(0o755)
+    assert run.returncode == 0, run.stderr
+
+
 # --- several writers ----------------------------------------------------------------------------
 
 
@@ -463,6 +496,18 @@ def test_machines_that_share_a_file_system_read_what_others_have_sealed(tmp_path
         added(one, [2])
     with LabelStore(tmp_path, local=False) as three:
         assert_has(three, [1, 2])
+
+
+def test_hundreds_of_epochs_are_a_few_files_and_nothing_is_kept_from_others(tmp_path):
+    with LabelStore(tmp_path, local=False) as one:
+        for epoch in range(100):
+            added(one, range(epoch * 200, epoch * 200 + 200))
+            one.flush()
+            one.share()
+        assert len(list(tmp_path.glob("*.sealed"))) < 30
+        one.share()  # an epoch that adds nothing
+        with LabelStore(tmp_path, local=False) as two:
+            assert_has(two, range(100 * 200))
 
 
 def test_what_one_machine_has_filled_is_read_by_others_once_it_is_compacted(tmp_path, caplog):

@@ -7,6 +7,7 @@ registry of its own, so that several can live in one process.
 from __future__ import annotations
 
 import time
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -15,9 +16,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WORDS = 300  # characters of the last error
-_PROTOCOLS = ("baidu_std", "http")
-OUTCOMES = ("ok", "refused", "unauthorized", "failed", "draining", "busy")
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_PROTOCOLS = ("baidu_std", "http")
+_OUTCOMES = ("ok", "refused", "unauthorized", "failed", "draining", "busy")
 
 
 class Metrics:
@@ -77,15 +78,13 @@ class Metrics:
             registry=registry,
         )
         self.last_error = ""
-        # All of them from the start, at 0: a rate does not see a counter that begins at 1.
-        self._bound: dict[tuple[str, str], Counter] = {
-            (protocol, outcome): self._requests.labels(protocol, outcome)
-            for protocol in _PROTOCOLS
-            for outcome in OUTCOMES
-        }
+        self._bound: dict[tuple[str, str], Counter] = {}
         self._latency = {
             protocol: self._request_seconds.labels(protocol) for protocol in _PROTOCOLS
         }
+        # All of them from the start, at 0: a rate does not see a counter that begins at 1.
+        for protocol, outcome in product(_PROTOCOLS, _OUTCOMES):
+            self._bound[protocol, outcome] = self._requests.labels(protocol, outcome)
 
     def answered(self, protocol: str, outcome: str, arrived: float) -> None:
         """Count an answer. ``arrived``: when its request was read, in ``time.monotonic``."""

@@ -20,8 +20,8 @@ const WORDS = {
     age: "age", waits: "waits", volume: "volume", hits: "store hits", epoch: "epoch", wants: "wants",
     its: "teachers", any: "any", none: "none", ready: "{0} batches are ready; kept between {1} and {2}",
     legendTeacher: "teacher, filled as far as it is busy", legendStudent: "student", legendWait: "waits",
-    rowsCurve: "Soft labels, {0} per second", shareCurve: "Share of their time", errorCurve: "Requests that fail", countCurve: "How many are there",
-    waiting: "students wait", working: "teachers busy", now: "now", ago: "{0} ago", few: "the curve begins in a few seconds",
+    rowsCurve: "Soft labels, {0} per second", shareCurve: "Students waiting, teachers busy", errorCurve: "Requests that fail", countCurve: "How many are there",
+    waiting: "waiting", working: "busy", now: "now", ago: "{0} ago", few: "the curve begins in a few seconds",
     rows: "rows", tokens: "tokens", of: "{0} of {1}", sort: "sort by {0}", off: "not connected",
   },
   zh: {
@@ -41,8 +41,8 @@ const WORDS = {
     age: "已运行", waits: "等待", volume: "存量", hits: "命中", epoch: "轮次", wants: "需求",
     its: "教师", any: "不限", none: "无", ready: "{0} 批已就绪；保持在 {1} 与 {2} 之间",
     legendTeacher: "教师，填充表示忙碌程度", legendStudent: "学生", legendWait: "等待",
-    rowsCurve: "软标签，每秒{0}", shareCurve: "时间占比", errorCurve: "失败的请求", countCurve: "数量",
-    waiting: "学生等待", working: "教师忙碌", now: "现在", ago: "{0} 前", few: "曲线几秒后开始",
+    rowsCurve: "软标签，每秒{0}", shareCurve: "学生等待与教师忙碌的时间占比", errorCurve: "失败的请求", countCurve: "数量",
+    waiting: "等待", working: "忙碌", now: "现在", ago: "{0} 前", few: "曲线几秒后开始",
     rows: "行", tokens: "词元", of: "{0} / {1}", sort: "按{0}排序", off: "未连接",
   },
 };
