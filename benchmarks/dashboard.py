@@ -45,7 +45,12 @@ def browser(width: int = 1400, height: int = 1500) -> Any:
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
         *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *("disable-dev-shm-usage", f"user-data-dir={profile}", f"window-size={width},{height}"),
+        *(
+            "disable-dev-shm-usage",
+            "hide-scrollbars",
+            f"user-data-dir={profile}",
+            f"window-size={width},{height}",
+        ),
     ):
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

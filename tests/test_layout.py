@@ -73,6 +73,7 @@ def test_the_wire_touches_no_socket():
     ("statement", "unwanted"),
     [
         ("import edl.cli.main", ["paddle", "grpc", "numpy"]),
+        ("import edl.cli.ls, edl.cli.top, edl.cli.dashboard", ["grpc", "rich", "starlette"]),
         ("import edl.cli.register, edl.serving.client.health", ["paddle", "asyncio"]),
         ("import edl.serving.client.teacher", ["paddle", "grpc", "asyncio", "edl.serving.server"]),
     ],

@@ -17,8 +17,9 @@ _HEAD = """\
 # Commands
 
 `edl COMMAND --help` says the same in a terminal. Errors are one line on standard error and exit
-status 1; a wrong option is exit status 2. Commands that serve run until Ctrl-C or SIGTERM. Etcd's
-user and certificates come from [the environment](environment.md).
+status 1; a wrong option is exit status 2. Commands that serve run until Ctrl-C or SIGTERM. Those
+that take long have a bar on standard error, if that is a terminal. Etcd's user and certificates
+come from [the environment](environment.md).
 """
 
 

@@ -6,9 +6,10 @@ Without a terminal nothing is written, and nothing is imported for it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Optional, TextIO
 
 
 class Bar:
@@ -48,11 +49,38 @@ def progress(doing: str, unit: str = "") -> Iterator[Bar]:
         TimeRemainingColumn,
     )
 
-    text = [TextColumn(f"{{task.{each}}}") for each in ("description", "fields[count]")]
-    times = TimeElapsedColumn(), TextColumn("{task.fields[note]}")
-    left = (TimeRemainingColumn(), TextColumn("left")) if unit else ()
-    columns = (text[0], BarColumn(), text[1], *times, *left)
-    console, both = Console(stderr=True), sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=both) as bars:
-        task = bars.add_task(doing, total=None, count="", note="")
-        yield Bar(unit, bars, task)
+    def text(what: str) -> TextColumn:
+        return TextColumn(what, markup=False)
+
+    columns = [text("{task.description}"), BarColumn(), text("{task.fields[count]}")]
+    columns += [TimeElapsedColumn(), text("{task.fields[note]}")]
+    if unit:
+        columns += [TimeRemainingColumn(), text("left")]
+    bars = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # a file or a pipe stays what it is
+    )
+    own = sys.stderr
+    with bars, _logging_above(own):
+        yield Bar(unit, bars, bars.add_task(doing, total=None, count="", note=""))
+
+
+@contextlib.contextmanager
+def _logging_above(own: TextIO) -> Iterator[None]:
+    """Lines that are logged appear above the bar, as what is printed to ``sys.stderr`` does now;
+    handlers know ``own``, which it was.
+    """
+    handlers = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is own
+    ]
+    for handler in handlers:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(own)

@@ -60,6 +60,6 @@ async def _show(etcd: str, service: Optional[str], once: bool) -> None:
                 return
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 async for seen in snapshots:
-                    live.update(screen(seen, console.height), refresh=True)
+                    live.update(screen(seen, console.height, console.width), refresh=True)
         finally:
             await snapshots.aclose()

@@ -34,6 +34,7 @@ from edl.serving import export_model
 TEACHERS, STUDENTS = 3, 2
 
 _EDL = (sys.executable, "-m", "edl.cli.main")
+_ALERTS = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"
 _END_WITHIN = 5.0
 _REPLACE_EVERY = 60.0
 
@@ -172,15 +173,21 @@ def _prometheus(etcd: str, work_dir: Path) -> Iterator[str]:
 
 
 def _scrape(targets: int) -> dict[str, Any]:
-    """Prometheus' configuration for one machine."""
+    """Prometheus' configuration: as in deploy/prometheus, with these ports, and its alerts if this
+    runs in a clone of the repository.
+    """
+    jobs = [
+        {
+            "job_name": f"edl-{role}",
+            "honor_labels": role == "students",
+            "http_sd_configs": [
+                {"url": f"http://127.0.0.1:{targets}/{role}", "refresh_interval": "5s"}
+            ],
+        }
+        for role in ("teachers", "students")
+    ]
     return {
-        "global": {"scrape_interval": "5s"},
-        "scrape_configs": [
-            {
-                "job_name": "edl",
-                "http_sd_configs": [
-                    {"url": f"http://127.0.0.1:{targets}/", "refresh_interval": "5s"}
-                ],
-            }
-        ],
+        "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
+        "rule_files": [str(_ALERTS)] if _ALERTS.is_file() else [],
+        "scrape_configs": jobs,
     }

@@ -20,7 +20,7 @@ from edl.distill import DistillReader
 _PERIODS = (120.0, 180.0)
 
 #: Seconds that a step takes, beside the training of a small network, when it is slow.
-_SLOW = 0.045
+_SLOW = 0.065
 
 
 def pause(number: int, seconds: float) -> float:

@@ -44,10 +44,17 @@ def targets(entries: Mapping[str, str], role: Optional[str] = None) -> list[dict
     ]
 
 
+def has_figures(entry: Mapping[str, Any]) -> bool:
+    """Whether a teacher with this entry has any. One that says nothing of itself may be the
+    original's, a pipeline has none, and neither has what a registrar stands for.
+    """
+    return entry.get("protocol") == "baidu_std" and not entry.get("registrar")
+
+
 def _teacher(rest: str, text: str) -> Optional[tuple[str, str, dict[str, str]]]:
     address = parse_address(rest[len(NODES) :]) if rest.startswith(NODES) else None
     entry = read_object(text)
-    if address is None or "workers" not in entry:  # which only ``edl teacher`` says
+    if address is None or not has_figures(entry):
         return None
     said = {"device": _label(entry.get("device")), "model": _label(entry.get("fingerprint"))}
     if entry.get("tls") is True:

@@ -185,10 +185,9 @@ class Dispatch(Generic[Payload]):
         assert payload is not None, "a batch that is an error has no tasks"
         return payload
 
-    def since(self, task: Task) -> Optional[float]:
-        """When a task's batch was added; None if it is not held any more."""
-        batch = self._batches.get(task.batch)
-        return None if batch is None else batch.since
+    def since(self, task: Task) -> float:
+        """When the batch was added of a task whose answer has just been kept."""
+        return self._batches[task.batch].since
 
     @property
     def ready(self) -> bool:

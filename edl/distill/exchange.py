@@ -614,10 +614,11 @@ class Exchange:
         with self._lock:
             if seat is None or seat.client is not client or seat.plan is not plan:
                 return
-            since = self._dispatch.since(task)
+            since = None
             if isinstance(answer, dict):
                 nbytes = sum(array.nbytes for array in answer.values())
-                self._dispatch.answered(name, task.id, answer, nbytes, now)
+                kept = self._dispatch.answered(name, task.id, answer, nbytes, now)
+                since = self._dispatch.since(task) if kept else None
             elif isinstance(answer, RequestRefused):
                 self._dispatch.refused(name, task.id, answer.message, now)
             elif isinstance(answer, TeacherUnavailable):

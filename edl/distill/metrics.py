@@ -1,6 +1,6 @@
 """What a student counts, for Prometheus.
 
-Everything is read when somebody asks, from what the student counts anyway: a step pays nothing.
+Everything is read when somebody asks, from what the student counts anyway.
 docs/reference/figures.md has all of them with what they mean.
 """
 

@@ -18,20 +18,16 @@ import numpy as np
 
 from edl._checks import check_count
 from edl.distill.batches import join_parts
-from edl.distill.labels import Labelling
+from edl.distill.label_kinds import LabelKinds
 from edl.distill.lengths import row_lengths
 from edl.distill.link import Wants
-from edl.distill.narrowing import NarrowAnswer
-from edl.distill.plan import Plan
 from edl.distill.settings import Model, PoolConfig
 from edl.distill.stream import Batch, Stream
 from edl.errors import BatchRefused, ConfigError, NoTeacherError, SourceError, StoreError
-from edl.serving.wire import labels, narrow
-from edl.serving.wire.description import SPECS_ONLY, TensorSpec
-from edl.serving.wire.labels import TARGET_FEED
+from edl.serving.wire.description import SPECS_ONLY
 from edl.store import LabelStore
 from edl.store.keys import Slot, digests
-from edl.store.records import KIND, Column, Kind, Labels
+from edl.store.records import KIND, Kind, Labels
 from edl.store.store import Recalled
 
 logger = logging.getLogger(__name__)
@@ -173,18 +169,10 @@ class Storing:
         self.wanted_model = options.models.get(model.name, "")
         self._store = store
         self._model = model
-        self._key = options.key
         slots = wants.ins or ()
         self._slots = {name: index for index, name in enumerate(slots) if name is not None}
-        self._targets = wants.targets
         self._lengths = wants.lengths
-        self._predictions = [_canonical(predict) for predict in model.predicts]
-        # Each as a teacher may answer: in the dtype that the student says, or not able to do that.
-        self._forms = {each: each for each in self._predictions}
-        self._forms.update(
-            (narrow.ask(*said), said[0]) for said in wants.wire.items() if said[0] in self._forms
-        )
-        self._wire = wants.wire
+        self._kinds = LabelKinds(model.predicts, wants, options.key)
         self._compared = False
         self._warned = False
         self._hits = self._misses = self._bytes = 0
@@ -268,7 +256,7 @@ class Storing:
         known: dict[str, list[Kind]] = {}
 
         def stored() -> Collection[str]:
-            known.update(self._stored())
+            known.update(self._kinds.stored(self._store.kinds()))
             return known.keys()
 
         settled = stream.settle(stored)
@@ -277,7 +265,7 @@ class Storing:
         model, plan = settled
         if plan is not None:
             self._check_known(model)
-            return kinds_of(plan, model, self._key, self._wire)
+            return self._kinds.of(plan, model)
         logger.warning(
             "no teacher: labels are those of model %s in %s", model, self._store.directory
         )
@@ -294,34 +282,6 @@ class Storing:
                 "fingerprint=...), edl register --model), or name what is known of it, "
                 f"store_model={model!r}, and use another directory when the model changes"
             )
-
-    def _stored(self) -> dict[str, list[Kind]]:
-        """The models of which the store has every prediction that is wanted, and their kinds."""
-        models: dict[str, dict[str, Kind]] = {}
-        for kind in self._store.kinds():
-            prediction = self._forms.get(kind.prediction)
-            if prediction is not None and self._fits(kind):
-                kinds = models.setdefault(kind.model, {})
-                before = kinds.get(prediction)
-                if before is None or _as_asked(kind) >= _as_asked(before):
-                    kinds[prediction] = kind
-        return {
-            model: [kinds[prediction] for prediction in self._predictions]
-            for model, kinds in models.items()
-            if len(kinds) == len(self._predictions)
-        }
-
-    def _fits(self, kind: Kind) -> bool:
-        """Whether a teacher would be asked for just that by this reader."""
-        slots = self._slots.keys()
-        return (
-            kind.keyed_by == self._key
-            and slots >= set(kind.feeds)
-            and not slots & set(kind.unfed)
-            and kind.targets in ("", self._targets)
-            and (self._lengths is not None or not kind.trimmed)
-            and set(kind.rounded) <= {_as(*said) for said in self._wire.items()}
-        )
 
     # --- looking up -------------------------------------------------------------------------
 
@@ -464,7 +424,7 @@ class Storing:
     def _may_add(self, kind: Kind, stream: Stream) -> bool:
         """Whether what teachers answer is of this kind."""
         plan = stream.plan()
-        if plan is None or kind in kinds_of(plan, kind.model, self._key, self._wire):
+        if plan is None or kind in self._kinds.of(plan, kind.model):
             return True
         if not self._warned:
             self._warned = True
@@ -500,74 +460,3 @@ def _fill_up(columns: dict[str, np.ndarray], kind: Kind, lengths: Optional[np.nd
         array = columns[column.name]
         if column.pad is not None and len(lengths) and lengths.min() < array.shape[1]:
             array[np.arange(array.shape[1]) >= lengths[:, np.newaxis]] = column.pad
-
-
-def kinds_of(
-    plan: Plan, model: str, keyed_by: tuple[str, ...], wire: Mapping[str, str]
-) -> list[Kind]:
-    """What answers are stored as, for each prediction. What ``wire`` says counts, whether the
-    teacher of this plan can do it or not: another one of its model may. Raises ConfigError for what
-    cannot be stored.
-    """
-    fed = {name: spec for _, name, spec in plan.feeds}
-    trimmed = plan.lengths is not None and not plan.whole
-    kinds = []
-    for ask in plan.asks:
-        slots = dict(fed)
-        targets, drawn = "", False
-        if isinstance(ask, Labelling):
-            prediction, columns = labels.ask(ask.name, ask.form), ask.columns
-            drawn = ask.form.samples > 0
-            if ask.form.target and plan.targets is not None:
-                targets = plan.targets[1]
-                slots[targets] = ask.feeds[TARGET_FEED]
-        else:
-            prediction = ask.name if isinstance(ask, NarrowAnswer) else ask
-            columns = {name: spec for name, spec in plan.fetches if name == prediction}
-            if prediction in _narrower(wire, columns):
-                prediction = narrow.ask(prediction, wire[prediction])
-        sequences = [name for name, spec in slots.items() if spec.pad is not None]
-        kinds.append(
-            Kind(
-                model,
-                prediction,
-                tuple(sorted(slots)),
-                tuple(_column(name, spec) for name, spec in columns.items()),
-                # What is drawn depends on whole rows.
-                tuple(sorted(sequences)) if trimmed and not drawn else (),
-                tuple(sorted(plan.unfed)),
-                targets,
-                drawn,
-                keyed_by,
-                tuple(_as(name, wire[name]) for name in _narrower(wire, slots)),
-            )
-        )
-    return kinds
-
-
-def _as_asked(kind: Kind) -> tuple[bool, bool, bool]:
-    """The more, the nearer to what a teacher would answer that can do all that is asked of it."""
-    return narrow.is_asked(kind.prediction), bool(kind.rounded), kind.trimmed
-
-
-def _narrower(wire: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> list[str]:
-    """What of these loses something when it travels as is said, sorted."""
-    floats = ((name, narrow.ANSWER_DTYPES.get(wire.get(name, ""))) for name in sorted(specs))
-    return [name for name, sent in floats if sent and narrow.widens(sent, specs[name].dtype)]
-
-
-def _as(name: str, dtype: str) -> str:
-    """How a kind names a feed that has travelled so."""
-    return f"{name} as {dtype}"
-
-
-def _column(name: str, spec: TensorSpec) -> Column:
-    if spec.dtype == "str":
-        raise ConfigError(f"{name!r} holds strings, which are not stored: leave out store=")
-    return Column(name, spec.shape, spec.dtype, spec.pad)
-
-
-def _canonical(predict: str) -> str:
-    """A prediction as kinds name it."""
-    name, form = labels.split(predict)
-    return predict if form is None else labels.ask(name, form)

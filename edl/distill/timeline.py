@@ -73,17 +73,18 @@ class Timeline:
         error: str = "",
         **details: Any,
     ) -> None:
-        """A teacher has answered a task, whose batch was read at ``since`` (None: it is not wanted
-        any more); ``error``: with that instead of outputs.
+        """A teacher has answered a task, whose batch was read at ``since`` (None: this answer is
+        not used); ``error``: with that instead of outputs.
         """
         trace, name = self._trace, f"{self._kind} {task.batch}"
         details = {"rows": task.stop - task.start, "task": task.id, **details}
+        step = None
         if since is not None:
-            read = self._kind == "batch"
+            read, step = self._kind == "batch", Flow(self._flow, task.id, "t")
             if read:
                 trace.arrow(self._source, Flow(self._flow, task.id, "s"), since)
-            queued = Flow(self._flow, task.id, "t" if read else "s")
-            trace.span(self._queue, name, since, timing.started, flow=queued, task=task.id)
+            first = step if read else Flow(self._flow, task.id, "s")
+            trace.span(self._queue, name, since, timing.started, flow=first, task=task.id)
         trace.span(
             "in flight",
             error or name,
@@ -91,7 +92,7 @@ class Timeline:
             now,
             group=f"teacher {teacher}",
             parts=parts_of(timing, now),
-            flow=Flow(self._flow, task.id, "t"),
+            flow=step,
             **details,
         )
 

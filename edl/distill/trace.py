@@ -8,7 +8,6 @@ What is on it, see ``timeline``.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 import threading
@@ -21,6 +20,9 @@ from edl.errors import ConfigError
 
 #: Above any process id of Linux: the numbers of groups that are no process of this machine.
 _FIRST_GROUP = 1 << 22
+
+#: Viewers order the rows of a group by number; a track has so many, so that its rows are together.
+_MOST_LANES = 10_000
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -61,7 +63,6 @@ class Trace:
         self._origin = time.monotonic()
         self._groups: dict[str, int] = {}
         self._lanes: dict[tuple[str, str], list[_Lane]] = {}
-        self._numbers = itertools.count(1)
         self._first = True
 
     def span(
@@ -84,10 +85,11 @@ class Trace:
             if self._file.closed:
                 return
             place = self._lane(group, track, start, end).place
-            for each in (Span(name, start, end, details), *parts):
-                self._append(self._span(each) + place)
-            if flow is not None:
+            self._append(self._span(Span(name, start, end, details)) + place)
+            if flow is not None:  # before the parts, or it would be the first one's
                 self._append(self._arrow(flow, start) + place)
+            for part in parts:
+                self._append(self._span(part) + place)
 
     def arrow(self, track: str, flow: Flow, at: float, *, group: str = "") -> None:
         """An arrow from or to the span that this track has, in its first row, at that time."""
@@ -154,7 +156,8 @@ class Trace:
             place = _Lane(self._groups[group], 0).place
             self._append(self._name("process_name", group or "student") + place)
         lanes = self._lanes[group, track]
-        lane = _Lane(self._groups[group], next(self._numbers))
+        number = _MOST_LANES * list(self._lanes).index((group, track)) + len(lanes) + 1
+        lane = _Lane(self._groups[group], number)
         lanes.append(lane)
         name = f"{track} ({len(lanes)})" if len(lanes) > 1 else track
         self._append(self._name("thread_name", name) + lane.place)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,29 +17,12 @@ from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
 from edl.store.records import Gathered, Kind, Labels, content_of, is_sound
+from edl.store.writing import Counters, Writer
 
 logger = logging.getLogger(__name__)
 
-#: What is added is on the disk so many seconds later, or when there are so many bytes of it.
-_COMMIT_EVERY, _COMMIT_BYTES = 1.0, 64 << 20
-
-#: Bytes that may wait for a slow disk, before labels are let go.
-_MOST_WAITING = 512 << 20
-
 #: What is sealed at once is at least one in so many of the bytes that were sealed before.
 _MUCH = 4
-
-
-@dataclass
-class Counters:
-    """What has happened to one store in this process. ``added``: labels of rows on the disk;
-    ``dropped``: those that were not stored; ``damaged``: records that were not what was written.
-    """
-
-    added: int = 0
-    dropped: int = 0
-    damaged: int = 0
-    bytes: int = 0
 
 
 @dataclass
@@ -79,8 +61,9 @@ class LabelStore:
         self._pid = os.getpid()
         self._limit = limit
         self._held = places.hold(self.directory)
-        self._full = "" if self._held.writable() else f"{directory} cannot be written"
-        if self._full:
+        full = "" if self._held.writable() else f"{directory} cannot be written"
+        self._writer = Writer(self.directory, self._write, limit, self.counters, full)
+        if full:
             self._local = False  # what others may write is not read without a lock
         elif local is None:
             self._local = places.is_of_one_machine(self.directory)
@@ -88,19 +71,14 @@ class LabelStore:
             self._local = local
         if local is False:
             places.share(self.directory)
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._own: Optional[Environment] = None
         self._owner: Optional[IO[bytes]] = None
         self._others: dict[Path, Environment] = {}
         self._left_out: set[Path] = set()
-        self._waiting: list[Labels] = []
-        self._waiting_bytes = 0
-        self._pending: dict[bytes, tuple[Labels, int]] = {}
         self._known: set[bytes] = set()  # kinds that our environment has
-        self._asked = self._done = 0  # flushes
         self._shared = self._sealed_bytes = 0
         self._ended = False
-        self._writer: Optional[threading.Thread] = None
         try:
             places.seal_orphans(self.directory)
             if self._local:
@@ -148,8 +126,7 @@ class LabelStore:
 
     def kinds(self) -> list[Kind]:
         """The kinds of labels that there are."""
-        with self._lock:
-            found = {labels.kind.id: labels.kind for labels in self._waiting}
+        found = self._writer.kinds()
         for environment in self.environments():
             found.update(environment.kinds())
         return list(found.values())
@@ -174,11 +151,8 @@ class LabelStore:
                 contents[row] = content_of(kind, record)
             return True
 
-        with self._lock:
-            pending = [self._pending.get(key) for key in keys] if self._pending else []
-        missing = [
-            row for row in range(len(keys)) if not (pending and take(row, _record(pending[row])))
-        ]
+        waiting = self._writer.records(keys)
+        missing = [row for row in range(len(keys)) if not take(row, waiting.get(row))]
         for environment in self.environments():
             if not missing:
                 break
@@ -222,106 +196,22 @@ class LabelStore:
         They are on the disk, whatever happens then to this process or the machine, after a second
         or 64 MiB, or when :meth:`flush` has returned.
         """
-        with self._lock:
-            if self._full or self._ended or self._waiting_bytes >= _MOST_WAITING:
-                self._drop(len(labels.keys))
-                return
-            self._waiting.append(labels)
-            self._waiting_bytes += labels.nbytes
-            for index, key in enumerate(labels.keys):
-                self._pending[key] = labels, index
-            if self._writer is None:
-                self._writer = threading.Thread(
-                    target=self._write_on, name="edl-store", daemon=True
-                )
-                self._writer.start()
-            self._lock.notify_all()
-
-    def _drop(self, rows: int) -> None:
-        """With the lock."""
-        if not self.counters.dropped and not self._full:
-            logger.warning(
-                "the disk of %s is too slow: labels that it has no time for are not stored",
-                self.directory,
-            )
-        self.counters.dropped += rows
+        self._writer.add(labels)
 
     @property
     def full(self) -> str:
         """Why nothing is added any more; empty if it is."""
-        return self._full
+        return self._writer.full
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until what has been added is on the disk; whether that was within ``timeout``."""
-        deadline = time.monotonic() + timeout
-        with self._lock:
-            self._asked += 1
-            asked = self._asked
-            self._lock.notify_all()
-            while self._waiting and self._done < asked:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._lock.wait(left)
-        return True
-
-    def _write_on(self) -> None:
-        """The thread that writes, to its end."""
-        while True:
-            with self._lock:
-                while not self._waiting and not self._ended:
-                    self._done = self._asked
-                    self._lock.notify_all()
-                    self._lock.wait()
-                due = time.monotonic() + _COMMIT_EVERY
-                while not self._ended and self._done == self._asked:
-                    left = due - time.monotonic()
-                    if left <= 0 or self._waiting_bytes >= _COMMIT_BYTES:
-                        break
-                    self._lock.wait(left)
-                asked, labels = self._asked, list(self._waiting)
-                if not labels:
-                    self._done = asked
-                    self._lock.notify_all()
-                    return
-            written, problem = 0, ""
-            try:
-                written = self._write(labels)
-                if written < len(labels):
-                    problem = self._full or (
-                        f"{self.directory} would be larger than its limit of {self._limit} bytes"
-                    )
-            except (StoreError, OSError) as error:
-                problem = str(error)
-            except Exception as error:
-                logger.exception("labels cannot be stored")
-                problem = f"{type(error).__name__}: {error}"
-            with self._lock:
-                self._settle(labels, written, problem)
-                self._done = max(self._done, asked)
-                self._lock.notify_all()
-
-    def _settle(self, labels: Sequence[Labels], written: int, problem: str) -> None:
-        """The first so many of them are on the disk, and the others never will be. With the
-        lock.
-        """
-        del self._waiting[: len(labels)]
-        for number, each in enumerate(labels):
-            self._waiting_bytes -= each.nbytes
-            for key in each.keys:
-                if self._pending.get(key, (None,))[0] is each:
-                    del self._pending[key]
-            if number < written:
-                self.counters.added += len(each.keys)
-            else:
-                self.counters.dropped += len(each.keys)
-        if problem and not self._full:
-            self._full = problem
-            logger.warning("no more labels are stored: %s", problem)
+        return self._writer.flush(timeout)
 
     def _write(self, labels: Sequence[Labels]) -> int:
-        """Write them, or as many as the limit has room for; how many these are."""
-        if self._full or (self._own is None and self._room() == 0):
+        """Write them, or as many as the limit has room for; how many these are. Raises StoreError,
+        OSError.
+        """
+        if self._own is None and self._room() == 0:
             return 0
         if self._write_all(labels):
             return len(labels)
@@ -384,11 +274,9 @@ class LabelStore:
         """Let other machines read what this process has added, where they share the file system;
         where they do not, nothing is to be done. When an epoch ends, see :meth:`share`.
         """
-        if self._local or not self.flush(timeout):
+        if self._local or not self.flush(timeout) or not self._writer.idle:
             return
         with self._lock:
-            if self._waiting:
-                return
             own, owner, self._own, self._owner = self._own, self._owner, None, None
         if own is None:
             return
@@ -407,15 +295,10 @@ class LabelStore:
         """
         if self._pid != os.getpid():
             return
-        with self._lock:
-            self._ended = True
-            self._lock.notify_all()
-            writer = self._writer
-        if writer is not None and writer is not threading.current_thread():
-            writer.join(timeout)
-            if writer.is_alive():
-                logger.warning("%s: what was added last is not on the disk", self.directory)
-                return
+        self._ended = True
+        if not self._writer.end(timeout):
+            logger.warning("%s: what was added last is not on the disk", self.directory)
+            return
         self.seal(0.0)
         self._release_all()
 
@@ -433,12 +316,3 @@ class LabelStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _record(one: Optional[tuple[Labels, int]]) -> Optional[memoryview]:
-    """The record of a row that waits to be written."""
-    if one is None:
-        return None
-    labels, index = one
-    (record,) = labels.row(index).records()
-    return memoryview(record)

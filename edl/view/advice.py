@@ -173,9 +173,9 @@ def _waiting(service: Service, waits: float, busy: Optional[float]) -> Advice:
             )
         return Advice(
             "act",
-            f"{english}: more teachers would not help; look at the network, and at the reader's "
-            "teacher_batch_size.",
-            f"{chinese}：增加教师没有用；请检查网络和读取器的 teacher_batch_size。",
+            f"{english}: more teachers would not help; look at the students' own source, at the "
+            "network, and at teacher_batch_size.",
+            f"{chinese}：增加教师没有用；请检查学生自己的数据源、网络和 teacher_batch_size。",
         )
     more = max(1, enough(count, waits, busy) - count)
     if service.wanted is not None:

@@ -5,6 +5,7 @@ there is to see.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -99,7 +100,8 @@ class _Registry:
 
     def _on_change(self, members: Members) -> None:  # in the watch's thread
         self._members = members
-        self._loop.call_soon_threadsafe(self._arrived.set)
+        with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop has ended
+            self._loop.call_soon_threadsafe(self._arrived.set)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 from edl._endpoints import is_loopback, parse_endpoint
+from edl.discovery.targets import has_figures
 from edl.errors import ConfigError
 from edl.serving.client.tls import Trust, context_of
 from edl.view.scrape import Target
@@ -46,13 +47,12 @@ class Access:
 
 def targets(registry: Mapping[str, Any], access: Access) -> Iterator[tuple[Key, Target, str]]:
     """Whom to ask, of whom is in the registry (see ``registry.by_service``): the key, where, and
-    for which student (empty for a teacher). Who says nothing of itself may be the original's, a
-    pipeline has no figures, and neither has what a registrar stands for: these are not asked.
+    for which student (empty for a teacher).
     """
     for name in list(registry)[:MOST_SERVICES]:
         found = registry[name]
         for endpoint, entry in list(found["teachers"].items())[:MOST_TEACHERS]:
-            if entry.get("protocol", "") == "baidu_std" and not entry.get("registrar"):
+            if has_figures(entry):
                 yield (name, endpoint), access.teacher(endpoint, entry), ""
         for student, record in list(found["students"].items())[:MOST_STUDENTS]:
             where = record.get("metrics")

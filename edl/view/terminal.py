@@ -18,9 +18,14 @@ _SIGNS = {"act": "!", "note": "·", "good": "✓"}
 _LEFT = ("teacher", "student", "host", "device", "serves", "problem", "teachers")
 
 
-def screen(seen: Snapshot, lines: Optional[int] = None) -> Any:
+#: Columns of a terminal that has room for all of a table's.
+_WIDE = 130
+_WHERE_THERE_IS_ROOM = ("can", "device", "serves", "host", "store", "wants", "age")
+
+
+def screen(seen: Snapshot, lines: Optional[int] = None, columns: int = _WIDE) -> Any:
     """For rich. ``lines``: how many there is room for; those who have trouble come first then, and
-    it is said how many are not shown. None: all.
+    it is said how many are not shown. None: all. ``columns``: of the terminal.
     """
     parts: list[Any] = []
     if seen.problem:
@@ -32,9 +37,9 @@ def screen(seen: Snapshot, lines: Optional[int] = None) -> Any:
     for service in seen.services:
         parts += [_headline(service), *_advice(service)]
         if service.teachers:
-            parts.append(_teachers(service, seen.time, room))
+            parts.append(_teachers(service, seen.time, room, columns))
         if service.students:
-            parts.append(_students(service, seen.time, room))
+            parts.append(_students(service, seen.time, room, columns))
         parts.append(Text())
     if seen.more_services:
         parts.append(Text(f"and {seen.more_services} more services"))
@@ -70,52 +75,55 @@ def _advice(service: Service) -> list[Text]:
     ]
 
 
-def _teachers(service: Service, now: float, room: Optional[int]) -> Table:
-    columns = ("teacher", "device", f"{service.unit}/s", "can", "busy", "queue", "latency",
-               "errors", "students", "age", "serves", "problem")  # fmt: skip
-    table = _table(columns)
+def _teachers(service: Service, now: float, room: Optional[int], columns: int) -> Any:
     shown, more = _first(service.teachers, room, _trouble)
-    for one in shown:
-        _add_row(
-            table,
-            one.endpoint,
-            one.device,
-            number(one.rows),
-            number(one.rate),
-            percent(one.busy),
-            number(one.queue),
-            duration(one.latency),
-            percent(one.errors),
-            str(one.students or ""),
-            age(one.since, now),
-            one.serves or one.protocol,
-            one.problem or (one.words if one.errors else ""),
-        )
+    table = _table(
+        columns,
+        [
+            {
+                "teacher": one.endpoint,
+                "device": one.device,
+                f"{service.unit}/s": number(one.rows),
+                "can": number(one.rate),
+                "busy": percent(one.busy),
+                "queue": number(one.queue),
+                "latency": duration(one.latency),
+                "errors": percent(one.errors),
+                "students": str(one.students or ""),
+                "age": age(one.since, now),
+                "serves": one.serves or one.protocol,
+                "problem": one.problem or one.words,
+            }
+            for one in shown
+        ],
+    )
     return _with_rest(table, more + service.more_teachers)
 
 
-def _students(service: Service, now: float, room: Optional[int]) -> Table:
-    columns = ("student", "host", f"{service.unit}/s", "waits", "volume", "store", "epoch",
-               "wants", "age", "teachers", "problem")  # fmt: skip
-    table = _table(columns)
+def _students(service: Service, now: float, room: Optional[int], columns: int) -> Any:
     shown, more = _first(service.students, room, lambda one: -(one.waits or 0.0))
-    for one in shown:
-        _add_row(
-            table,
-            one.name[:8],
-            f"{one.hostname} ({one.pid})" if one.pid else one.hostname,
-            number(one.rows),
-            percent(one.waits),
-            _volume(one),
-            percent(one.store_hits),
-            _position(one),
-            number(one.want) or "any",
-            age(one.since, now),
-            _some(one.teachers) or "none",
-            one.problem,
-        )
+    table = _table(
+        columns,
+        [
+            {
+                "student": one.name[:8],
+                "host": f"{one.hostname} ({one.pid})" if one.pid else one.hostname,
+                f"{service.unit}/s": number(one.rows),
+                "waits": percent(one.waits),
+                "volume": _volume(one),
+                "store": percent(one.store_hits),
+                "epoch": _position(one),
+                "wants": number(one.want) or "any",
+                "age": age(one.since, now),
+                "teachers": _some(one.teachers) or "none",
+                "problem": one.problem,
+            }
+            for one in shown
+        ],
+    )
+    for one, row in zip(shown, table.rows):
         if (one.waits or 0.0) >= LITTLE_WAITING:
-            table.rows[-1].style = "red"
+            row.style = "red"
     return _with_rest(table, more + service.more_students)
 
 
@@ -148,16 +156,22 @@ def _first(items: Sequence[Any], room: Optional[int], by: Any) -> tuple[Sequence
     return sorted(items, key=by)[:room], len(items) - room
 
 
-def _table(columns: Sequence[str]) -> Table:
+def _table(columns: int, rows: list[dict[str, str]]) -> Table:
+    """A row for each of ``rows``; columns in which there is nothing, or no room, are left out."""
+    names = [
+        name
+        for name in rows[0]
+        if any(row[name] for row in rows) and (columns >= _WIDE or name not in _WHERE_THERE_IS_ROOM)
+    ]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for column in columns:
-        left = column in _LEFT
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "teacher")
+    for name in names:
+        numbers = name not in _LEFT
+        table.add_column(
+            name, justify="right" if numbers else "left", no_wrap=numbers or name == "teacher"
+        )
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in names))
     return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))
 
 
 def _with_rest(table: Table, more: int) -> Any:

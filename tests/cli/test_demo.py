@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,10 @@ def test_the_demo_cluster_shows_itself_and_leaves_nothing(tmp_path):
     try:
         page = demo.stdout.readline().removeprefix("dashboard at ").strip()
         eventually(lambda: _is_at_work(page), 200)
+        said = [demo.stdout.readline() for _ in range(4)]
+        if shutil.which("prometheus"):
+            address = said[-1].removeprefix("Prometheus at ").strip()
+            eventually(lambda: _up(address) == {"edl-teachers": 3, "edl-students": 2}, 60)
         processes = descendants(demo.pid)
         assert len(processes) >= 2 + 3 * 2 + 2, "etcd, the page, teachers with a worker, students"
         demo.send_signal(signal.SIGINT)
@@ -141,6 +146,15 @@ def test_the_demo_cluster_shows_itself_and_leaves_nothing(tmp_path):
     finally:
         demo.kill()
         demo.communicate()
+
+
+def _up(prometheus):
+    """How many Prometheus gets figures of, by job."""
+    with urllib.request.urlopen(
+        f"{prometheus}api/v1/query?query=sum+by+(job)(up)", timeout=30
+    ) as answer:
+        found = json.load(answer)["data"]["result"]
+    return {one["metric"]["job"]: int(one["value"][1]) for one in found}
 
 
 def _is_at_work(page):

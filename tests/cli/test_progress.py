@@ -1,12 +1,13 @@
 """Bars of commands that take long: on a terminal, and only there."""
 
 import signal
+import sys
 
 import pytest
 
 from edl.store import LabelStore
 from tests.store.test_store import added
-from tests.support.processes import edl, edl_on_terminal, python_teacher
+from tests.support.processes import edl, edl_on_terminal, on_terminal_do, python_teacher
 
 
 @pytest.fixture
@@ -71,6 +72,24 @@ def test_an_error_follows_the_bar(tmp_path):
     bar, _, error = process.shown.rpartition("exporting")
     assert bar
     assert "edl: " in error
+
+
+LOGS = """
+import logging
+from edl.cli.progress import progress
+logging.basicConfig(format="%(message)s")
+with progress("working"):
+    logging.warning("something is odd")
+logging.warning("over")
+"""
+
+
+def test_what_is_logged_meanwhile_is_above_the_bar():
+    with on_terminal_do(sys.executable, "-c", LOGS) as process:
+        pass
+    lines = process.shown.splitlines()
+    assert any(line.endswith("\x1b[2Ksomething is odd") for line in lines)  # the bar is wiped away
+    assert lines[-1].endswith("\x1b[2Kover")
 
 
 @pytest.mark.parametrize("forced", ["", "1"])

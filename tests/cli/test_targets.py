@@ -11,7 +11,7 @@ from edl.discovery.keys import STUDENTS
 from edl.discovery.targets import targets
 from tests.support.processes import Targets, edl
 
-TEACHER = json.dumps({"device": "gpu:0", "fingerprint": "model:1", "workers": 1})
+TEACHER = json.dumps({"protocol": "baidu_std", "device": "gpu:0", "fingerprint": "model:1"})
 STUDENT = StudentRecord(metrics="10.0.0.3:9100").to_json()
 
 
@@ -32,7 +32,7 @@ def test_an_address_is_asked_once_whatever_it_serves():
 
 
 def test_a_teacher_with_tls_is_asked_by_https():
-    entry = json.dumps({"workers": 1, "tls": True})
+    entry = json.dumps({"protocol": "baidu_std", "tls": True})
     (one,) = targets({"a/nodes/10.0.0.1:9292": entry})
     assert one["labels"]["__scheme__"] == "https"
 
@@ -58,7 +58,9 @@ def test_what_has_no_figures_or_no_address_is_left_out(key, value):
 
 
 def test_labels_are_short_lines_whatever_is_written():
-    entry = json.dumps({"workers": 1, "device": "x\n\0" + "y" * 9999, "fingerprint": {"a": 1}})
+    entry = json.dumps(
+        {"protocol": "baidu_std", "device": "x\n\0" + "y" * 9999, "fingerprint": {"a": 1}}
+    )
     (one,) = targets({"a/nodes/h:1": entry})
     assert one["labels"]["device"].startswith("x\ufffd\ufffdyy")
     assert len(one["labels"]["device"]) == 200

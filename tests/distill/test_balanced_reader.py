@@ -6,10 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from edl.discovery import Registration
-from edl.discovery.keys import LEADER, service_prefix
+from edl.discovery import Registration, StudentRecord
+from edl.discovery.keys import LEADER, STUDENTS, service_prefix
+from edl.discovery.watch import list_prefix
 from edl.distill import DistillReader, Limits
-from tests.support.processes import eventually, python_teachers
+from tests.support.processes import eventually, python_teacher, python_teachers
 
 
 def batches(count):
@@ -78,6 +79,34 @@ def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd
         assert len(reader.stats()["teachers"]) == 2
     assert etcd.call(lambda c: c.get(service_prefix(SERVICE) + LEADER)[0]) == b"nobody"
     squatter.stop()
+
+
+@pytest.mark.parametrize(
+    ("delay", "source_delay", "least", "most"), [(0.05, 0.0, 0.7, 1.0), (0.0, 0.1, 0.0, 0.3)]
+)
+def test_a_student_says_how_much_it_waits_for_teachers_and_not_for_its_source(
+    etcd_server, etcd, service, delay, source_delay, least, most
+):
+    def source():
+        for batch in batches(10_000):
+            time.sleep(source_delay)
+            yield batch
+
+    def said():
+        (text,) = list_prefix(etcd, service_prefix(service) + STUDENTS)[0].values()
+        record = StudentRecord.from_json(text)
+        assert record.rows_per_second > 5
+        return record.waits
+
+    where = ("--etcd", etcd_server.endpoint, "--service", service)
+    address = f"etcd://{etcd_server.endpoint}/{service}"
+    with python_teacher("Sums", *where, verbose=False, delay=delay):
+        with DistillReader(["img"], ["prob"], source=source, teachers=address) as reader:
+            until = time.monotonic() + 7
+            for _ in reader:
+                if time.monotonic() > until:
+                    break
+            assert least <= said() <= most
 
 
 @pytest.mark.slow

@@ -58,8 +58,15 @@ def own_teacher(etcd_server, service):
         yield teacher, f"etcd://{etcd_server.endpoint}/{service}"
 
 
-def test_what_is_served_is_what_the_student_counts(sums_teacher, tmp_path):
-    with reader_of(sums_teacher.endpoint, metrics_port=0, store=tmp_path / "labels") as reader:
+@pytest.fixture(scope="module")
+def model_teacher():
+    """One whose model can be told from others, so that its labels may be stored."""
+    with python_teacher("Triple") as teacher:
+        yield teacher
+
+
+def test_what_is_served_is_what_the_student_counts(model_teacher, tmp_path):
+    with reader_of(model_teacher.endpoint, metrics_port=0, store=tmp_path / "labels") as reader:
         for number, _ in enumerate(reader):
             if number == 9:
                 there = figures(reader.metrics_endpoint)

@@ -122,11 +122,11 @@ def test_a_load_that_rises_falls_and_rises_again(etcd_server, service):
         pace(170)
         falling = said()
         assert falling["waited"] - after["waited"] < 2
-        assert scaler.settles(3, STAYS) == [1, 2, 3]
+        assert scaler.settles(3) == [1, 2, 3]
         # Settled, it does not wait.
         pace(170)
         settled = said()
-        time.sleep(3)
+        time.sleep(STAYS)
         pace(0)
         end = said()
         assert end["waited"] - settled["waited"] < 0.5

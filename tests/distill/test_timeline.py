@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -192,6 +192,24 @@ def test_requests_of_a_teacher_pool_are_followed_too(slow_teacher, tmp_path):
     ((whole, inner),) = requests_of(row)
     assert whole[0] == "request 0"
     assert seconds(inner["compute"]) >= SLOWLY
+
+
+def test_a_request_that_fails_and_is_sent_again_waits_once_and_shows_twice(tmp_path):
+    failing = [True]
+
+    def at_first(img):
+        if failing[0]:
+            failing[0] = False
+            raise ValueError("not yet")
+        return sums(img)
+
+    path = tmp_path / "trace.json"
+    with serve(at_first, FEEDS, FETCHES) as teacher:
+        events = trace_of(teacher, path)
+        spans = [span for row in spans_of(events, teacher) for span in row if "task" in span[3]]
+    assert Counter(span[0] for span in spans)["TeacherFailed"] == 1
+    names = Counter(event["name"] for event in events if event["ph"] == "X")
+    assert all(names[f"batch {number}"] == 2 for number in range(COUNT))  # in line, and answered
 
 
 def test_an_old_server_is_asked_nothing_and_has_no_teachers_part(tmp_path):

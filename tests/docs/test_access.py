@@ -11,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from edl.cli import main
 from edl.cli.inspection import OK, check_etcd
 from edl.discovery import Balancer, Etcd
 from edl.discovery._etcd3 import etcd3
@@ -27,6 +29,7 @@ from tests.support.etcd_cluster import Member, answers
 from tests.support.processes import ROOT, edl, eventually, python_teacher
 
 PAGE = "docs/how-to/access.md"
+COMMANDS = main.edl.list_commands(click.Context(main.edl))
 SERVICE = "resnet_teacher"
 PREFIX = f"/service/{SERVICE}"
 
@@ -133,6 +136,10 @@ def test_everything_runs_with_exactly_these_roles(etcd_with_users, as_user):
             return service if any(student["teachers"] for student in students) else None
 
         service = eventually(seen, 30)
+        if "top" in COMMANDS:
+            done = edl("top", "--etcd", etcd_with_users, "--service", SERVICE, "--once")
+            assert not done.returncode, done.stderr
+            assert all(teacher.endpoint in done.stdout for teacher in teachers)
         rows += sum(len(batch[0]) for batch in batches)
     assert rows == 1600
     assert service["teachers"].keys() == {teacher.endpoint for teacher in teachers}

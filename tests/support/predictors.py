@@ -6,6 +6,7 @@ Named on the command line as ``--python tests.support.predictors:NAME``.
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -63,6 +64,12 @@ class Fragile(Sums):
         if np.isnan(total).any():
             return {"prob": outputs["prob"][:-1]}
         return outputs
+
+
+class FragileModel(Fragile):
+    """The same of a model that can be told from others, so that its labels may be stored."""
+
+    description = replace(Fragile.description, fingerprint="fragile")
 
 
 class Picky(Sums):

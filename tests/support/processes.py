@@ -27,14 +27,19 @@ def edl(*arguments):
     )
 
 
-@contextlib.contextmanager
 def edl_on_terminal(*arguments):
-    """The command line with a terminal for its errors: its process, whose ``shown`` grows as long
-    as it has the terminal open.
+    """The command line, with a terminal for its errors."""
+    return on_terminal_do(sys.executable, "-m", "edl.cli.main", *map(str, arguments))
+
+
+@contextlib.contextmanager
+def on_terminal_do(*command):
+    """A program with a terminal for its errors: its process, whose ``shown`` grows as long as it
+    has the terminal open.
     """
     screen, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "edl.cli.main", *map(str, arguments)],
+        command,
         stdout=subprocess.PIPE,
         stderr=terminal,
         cwd=ROOT,

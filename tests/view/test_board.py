@@ -112,3 +112,12 @@ def test_a_crowd_is_cut_and_counted():
     assert seen.more_services == 4
     assert len(seen.services[0].teachers) == MOST_TEACHERS
     assert seen.services[0].more_teachers == 7
+
+
+def test_what_the_balancer_wants_counts_while_there_is_one():
+    entries = {"nodes/a:1": "{}", "balance": '{"wanted": 12, "demand": 7.5}', "leader": "me"}
+    (service,) = snapshot({"resnet": describe(entries)}, Figures(), 0.0).services
+    assert (service.wanted, service.demand, service.balanced) == (12, 7.5, True)
+    del entries["leader"]
+    (service,) = snapshot({"resnet": describe(entries)}, Figures(), 0.0).services
+    assert (service.wanted, service.demand, service.balanced) == (None, None, False)

@@ -31,8 +31,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Optional, Union
+from dataclasses import dataclass, field
+from typing import Optional, Union
 
 import numpy as np
 
@@ -235,7 +235,7 @@ def decode_tensor(
     if found is not None:
         number, octets, said = found
         if effort is not None:
-            effort.left -= said.effort + (len(octets) if number in _CONVERTED else 0)
+            effort.left -= _FIELD + said.effort + (len(octets) if number in _CONVERTED else 0)
             if effort.left < 0:
                 raise TooMuchEffort
         shape = list(said.shape)
@@ -247,16 +247,35 @@ def _decode_fields(
     message: memoryview, effort: Optional[Effort], memories: Optional[Memories] = None
 ) -> NamedTensor:
     """The same for fields in any order and number."""
-    elem_type, name, alias = INT64, "", ""
-    shape: list[int] = []
-    data: dict[int, list[memoryview]] = {}
-    strings: list[str] = []
-    left = math.inf if effort is None else effort.left
+    found = _read_fields(message, math.inf if effort is None else effort.left)
+    if effort is not None:
+        effort.left = _left_after_joining(effort.left - found.effort, found.data)
+    told = found.name, found.alias, found.elem_type, found.shape
+    return _named(*told, found.data, found.strings, memories)
+
+
+@dataclass
+class _Fields:
+    """What a message says, its data by their fields, and what it takes to decode that."""
+
+    elem_type: int = INT64
+    name: str = ""
+    alias: str = ""
+    shape: list[int] = field(default_factory=list)
+    data: dict[int, list[memoryview]] = field(default_factory=dict)
+    strings: list[str] = field(default_factory=list)
+    effort: int = 0
+
+
+def _read_fields(message: memoryview, most: float) -> _Fields:
+    """Raises WireError, and TooMuchEffort beyond ``most``."""
+    found, effort = _Fields(), 0
+    data, strings, shape = found.data, found.strings, found.shape
     for number, wire_type, value in pb.fields(message, limit=MAX_STRINGS):
-        left -= _FIELD
+        effort += _FIELD
         if number in _CONVERTED and not isinstance(value, int):
-            left -= len(value)
-        if left < 0:
+            effort += len(value)
+        if effort > most:
             raise TooMuchEffort
         if number == _STRING_DATA:
             strings.append(pb.as_text(number, value))
@@ -265,16 +284,15 @@ def _decode_fields(
         elif number in _UNPACKED:
             data.setdefault(number, []).append(_unpacked(number, wire_type, value))
         elif number == _ELEM_TYPE:
-            elem_type = pb.as_int(number, value)
+            found.elem_type = pb.as_int(number, value)
         elif number == _SHAPE:
             shape.extend(_decode_shape(value, room=MAX_DIMENSIONS - len(shape)))
         elif number == _NAME:
-            name = pb.as_text(number, value)
+            found.name = pb.as_text(number, value)
         elif number == _ALIAS_NAME:
-            alias = pb.as_text(number, value)
-    if effort is not None:
-        effort.left = _left_after_joining(int(left), data)
-    return _named(name, alias, elem_type, shape, data, strings, memories)
+            found.alias = pb.as_text(number, value)
+    found.effort = effort
+    return found
 
 
 def _named(
@@ -293,17 +311,7 @@ def _named(
     return NamedTensor(name, alias or name, array)
 
 
-class _Trailer(NamedTuple):
-    """What is said of a tensor behind its data, and what it takes to decode that."""
-
-    elem_type: int
-    shape: tuple[int, ...]
-    name: str
-    alias: str
-    effort: int
-
-
-def _in_one_piece(message: memoryview) -> Optional[tuple[int, memoryview, _Trailer]]:
+def _in_one_piece(message: memoryview) -> Optional[tuple[int, memoryview, _Fields]]:
     """The data's field, the data, and the rest, if a message begins with all of its data, as those
     made here do; None for any other, and for a malformed one.
     """
@@ -316,29 +324,15 @@ def _in_one_piece(message: memoryview) -> Optional[tuple[int, memoryview, _Trail
 
 
 @functools.lru_cache(maxsize=1024)
-def _parse_trailer(trailer: bytes) -> Optional[_Trailer]:
-    """The inverse of ``_trailer``, which is the same for one batch after the other; None for what
-    holds data, too, and for what is malformed.
+def _parse_trailer(trailer: bytes) -> Optional[_Fields]:
+    """The inverse of ``_trailer``, which is the same for one batch after the other: not to be
+    changed. None for what holds data, too, and for what is malformed.
     """
-    elem_type, name, alias = INT64, "", ""
-    shape: list[int] = []
-    effort = _FIELD
     try:
-        for number, _, value in pb.fields(memoryview(trailer)):
-            effort += _FIELD
-            if number in _PACKED or number in (_STRING_DATA, _PLACE):
-                return None
-            if number == _ELEM_TYPE:
-                elem_type = pb.as_int(number, value)
-            elif number == _SHAPE:
-                shape.extend(_decode_shape(value, room=MAX_DIMENSIONS - len(shape)))
-            elif number == _NAME:
-                name = pb.as_text(number, value)
-            elif number == _ALIAS_NAME:
-                alias = pb.as_text(number, value)
+        found = _read_fields(memoryview(trailer), math.inf)
     except WireError:
         return None
-    return _Trailer(elem_type, tuple(shape), name, alias, effort)
+    return None if found.data or found.strings else found
 
 
 def _left_after_joining(left: int, data: dict[int, list[memoryview]]) -> int:

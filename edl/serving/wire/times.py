@@ -22,6 +22,7 @@ WANTED, TIMES = 1001, 1000
 
 _DURATIONS = 4  # of the fields, which are numbered as they are declared
 _MOST_FIELDS = 64
+_MOST = (1 << 31) - 1  # rows, requests and workers
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ def encode_times(times: ServerTimes) -> bytes:
 
 
 def decode_times(message: memoryview) -> ServerTimes:
-    """The inverse, of that field's content. Durations are finite and not negative, whatever is
-    said. Raises WireError for what is malformed.
+    """The inverse, of that field's content. Durations are finite and not negative, and numbers
+    at most 2**31 - 1, whatever is said. Raises WireError for what is malformed.
     """
     said: dict[str, float] = {}
     for number, _, value in pb.fields(message, _MOST_FIELDS):
         if number <= len(_NAMES):
             whole = pb.as_int(number, value)
-            said[_NAMES[number - 1]] = whole / 1e6 if number <= _DURATIONS else whole
+            figure = whole / 1e6 if number <= _DURATIONS else min(whole, _MOST)
+            said[_NAMES[number - 1]] = figure
     return ServerTimes(**said)  # type: ignore[arg-type]
 
 

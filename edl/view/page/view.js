@@ -22,7 +22,7 @@ const WORDS = {
     legendTeacher: "teacher, filled as far as it is busy", legendStudent: "student", legendWait: "waits",
     rowsCurve: "Soft labels, {0} per second", shareCurve: "Students waiting, teachers busy", errorCurve: "Requests that fail", countCurve: "How many are there",
     waiting: "waiting", working: "busy", now: "now", ago: "{0} ago", few: "the curve begins in a few seconds",
-    rows: "rows", tokens: "tokens", of: "{0} of {1}", sort: "sort by {0}", off: "not connected",
+    each: "{0}/s", rows: "rows", tokens: "tokens", of: "{0} of {1}", sort: "sort by {0}", off: "not connected",
   },
   zh: {
     skip: "跳到建议", theme: "主题：跟随系统、浅色或深色", advice: "建议",
@@ -43,7 +43,7 @@ const WORDS = {
     legendTeacher: "教师，填充表示忙碌程度", legendStudent: "学生", legendWait: "等待",
     rowsCurve: "软标签，每秒{0}", shareCurve: "学生等待与教师忙碌的时间占比", errorCurve: "失败的请求", countCurve: "数量",
     waiting: "等待", working: "忙碌", now: "现在", ago: "{0} 前", few: "曲线几秒后开始",
-    rows: "行", tokens: "词元", of: "{0} / {1}", sort: "按{0}排序", off: "未连接",
+    each: "{0}/秒", rows: "行", tokens: "词元", of: "{0} / {1}", sort: "按{0}排序", off: "未连接",
   },
 };
 const LITTLE_WAITING = 0.05;
@@ -223,7 +223,7 @@ class Table {
   titles(unit) {
     const row = element("tr");
     this.columns.forEach((column, index) => {
-      const name = column.title === "unit" ? `${word(unit)}/s` : word(column.title);
+      const name = column.title === "unit" ? word("each", word(unit)) : word(column.title);
       const button = element("button", { type: "button", title: word("sort", name) }, name);
       const cell = element("th", { scope: "col", class: column.left ? "left" : "" }, button);
       if (index === this.sorted.column) cell.setAttribute("aria-sort", this.sorted.down ? "descending" : "ascending");
@@ -534,7 +534,7 @@ function drawTiles(service) {
   const teachers = Object.keys(service.teachers).length + (info.moreTeachers || 0);
   const students = Object.keys(service.students).length + (info.moreStudents || 0);
   const tiles = [
-    ["rowsTile", number(info.rows), `${word(info.unit)}/s`, false],
+    ["rowsTile", number(info.rows), word("each", word(info.unit)), false],
     ["waitTile", percent(info.waits), word("ofTime"), info.waits >= LITTLE_WAITING],
     ["busyTile", percent(info.busy), word("ofTime"), false],
     ["teachers", number(teachers), known(info.wanted) ? word("wanted", number(info.wanted)) : "", false],
@@ -548,7 +548,10 @@ function drawTiles(service) {
 function draw(fresh) {
   if (!state) return;
   const names = Object.keys(state.services);
-  if (!Object.hasOwn(state.services, chosen)) { chosen = names[0] ?? ""; fresh = true; }
+  if (!Object.hasOwn(state.services, chosen)) {
+    chosen = names.find((name) => worst(state.services[name]) === "act") ?? names[0] ?? "";
+    fresh = true;
+  }
   const service = state.services[chosen];
   $("problem").hidden = !state.problem;
   setText($("problem"), state.problem ? word("registry", state.problem) : "");

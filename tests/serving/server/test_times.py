@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from edl.errors import WireError
 from edl.serving import TeacherClient, serve
 from edl.serving.client.timing import Timing
 from edl.serving.wire import protobuf as pb
@@ -84,6 +85,18 @@ def test_who_does_not_ask_gets_the_same_bytes_as_ever(teacher):
     assert plain == again
     assert told[12:].startswith(plain[12:])
     assert len(told) > len(plain)
+
+
+def test_numbers_are_never_beyond_what_they_can_be():
+    said = b"".join(pb.integer(field, (1 << 64) - 1) for field in (2, 5, 9, 99))
+    times = decode_times(memoryview(said))
+    assert times == ServerTimes(queue=((1 << 64) - 1) / 1e6, rows=(1 << 31) - 1)
+
+
+@pytest.mark.parametrize("said", [b"\x0a\x01\x00", b"\x08", pb.integer(5, 1) * 65])
+def test_times_that_are_malformed_are_an_error(said):
+    with pytest.raises(WireError):
+        decode_times(memoryview(said))
 
 
 def test_times_travel_rounded_down_and_never_negative():
