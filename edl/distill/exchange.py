@@ -432,7 +432,8 @@ class Exchange:
             low, high = dispatch.low, dispatch.high
             if not dispatch.in_order:  # what is finished is taken at once: it says nothing
                 low, high = dispatch.waiting > 0, not dispatch.waiting
-            if dispatch.pending:
+            if dispatch.pending or self._taking_since is not None:
+                low &= dispatch.pending > 0  # otherwise it is the source that is slow
                 waited = self._waiting(now) if dispatch.in_order else None
                 self._demand.update(now, dispatch.counters.work, low=low, high=high, waited=waited)
             return self._record(now)

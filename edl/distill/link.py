@@ -161,6 +161,7 @@ class TeacherLink:
         try:
             self._serve_once()
         except TlsRefused as error:
+            self._say(f"is not used: {error.message}")
             self._desk.link_down(self, None, error.message, unfit=True)
         except TeacherError as error:
             self._desk.link_down(self, None, error.message)
@@ -242,9 +243,13 @@ class TeacherLink:
         if plan.wide:
             lines.append(f"takes and sends no narrower tensors: {plan.wide}")
         for line in lines:
-            if line not in self._said:
-                self._said.add(line)
-                logger.warning("teacher %s %s", self.endpoint, line)
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        """Warn of something about this teacher, once."""
+        if line not in self._said:
+            self._said.add(line)
+            logger.warning("teacher %s %s", self.endpoint, line)
 
     def _wait_for_another(self, client: Client, entry: Entry, why: str) -> None:
         """Keep a connection that is of no use, because it shows when the teacher is another: that

@@ -14,6 +14,7 @@ import mmap
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -35,6 +36,10 @@ _MOST_READERS = 1024
 #: ones, which are read here and there, reading ahead would be in vain.)
 _LARGE = 64 << 10
 _MADV_WILLNEED = 3
+
+#: Seconds that it takes at most to look at what is in memory.
+_IN_MEMORY = 20e-6
+
 _libc = ctypes.CDLL(None)
 
 #: Environments that this process has open: LMDB must not open one twice, because its locks are the
@@ -131,9 +136,12 @@ class Environment:
         """
         with self._reading(self._labels) as transaction:
             records = [transaction.get(key) for key in keys]
-            for record in records:
-                if record is not None and len(record) >= _LARGE:
-                    _will_need(record)
+            large = [each for each in records if each is not None and len(each) >= _LARGE]
+            for number, record in enumerate(large):
+                if _is_on_the_disk(record):
+                    for each in large[number:]:
+                        _will_need(each)
+                    break
             yield records
 
     def has(self, keys: Iterable[bytes]) -> set[bytes]:
@@ -174,6 +182,12 @@ class Environment:
                 return
             yield from page
             start = page[-1][0] + b"\0"
+
+    def walk(self) -> None:
+        """Visit every key. Raises StoreError; or LMDB ends the process, see ``maintenance``."""
+        with self._reading(self._labels) as transaction:
+            for _ in transaction.cursor().iternext(keys=True, values=False):
+                pass
 
     def sizes(self) -> dict[bytes, tuple[int, int]]:
         """Records and their bytes, by the kind's id."""
@@ -277,6 +291,13 @@ class Environment:
         """For ``release``. What reads is waited for: what it reads is unmapped."""
         with self._writing, self._resizing:
             self._env.close()
+
+
+def _is_on_the_disk(record: memoryview) -> bool:
+    """Whether a part of the map is not in memory, as far as looking there tells."""
+    since = time.perf_counter()
+    _ = record[len(record) // 2]
+    return time.perf_counter() - since > _IN_MEMORY
 
 
 def _will_need(record: Any) -> None:

@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import shutil
+import signal
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,8 +92,10 @@ def _count(paths: Iterable[Path]) -> int:
 
 
 def open_existing(directory: Path) -> LabelStore:
-    """The store in a directory. Raises StoreError if there is none."""
+    """The store in a directory. Raises StoreError if there is none, or reading it would end us."""
     _check_there(directory)
+    for path in _environments_in(directory):
+        _check_walkable(path)
     return LabelStore(directory)
 
 
@@ -136,6 +139,7 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
         for path in paths:
             sealed = path.name.endswith(places.SEALED)
             try:
+                _check_walkable(path)
                 environment = open_environment(path, sealed=sealed)
             except StoreError as error:
                 verdict.unreadable[path.name] = str(error)
@@ -153,6 +157,24 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
             if bad:
                 verdict.damaged[path.name] = bad
     return verdict
+
+
+def _check_walkable(path: Path) -> None:
+    """Raises StoreError if somebody who reads all of an environment is killed by that: LMDB aborts
+    when a page is not what it should be. So that is tried by another process.
+    """
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            Environment(path, path.name.endswith(places.SEALED), create=False).walk()
+        os._exit(0)  # what it raises is raised here again
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        raise StoreError(
+            f"{path} is damaged: reading it ends with {name}; remove it, or restore it"
+        )
 
 
 def _damaged(environment: Environment, verdict: Verdict, watched: _Watched) -> Iterator[bytes]:
@@ -174,6 +196,8 @@ def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, 
             places.tidy(directory)
             before = places.nbytes(directory)
             paths = _environments_in(directory)
+            for path in paths:
+                _check_walkable(path)
             new = directory / f"{uuid.uuid4().hex[:8]}{places.NEW}"
             new.mkdir()
             try:

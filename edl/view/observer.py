@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union
 
 from edl.discovery import Etcd
@@ -28,6 +29,8 @@ from edl.view.registry import by_service, prefix_of
 from edl.view.scrape import NoFigures, Target, fetch
 from edl.view.snapshot import Figures, Snapshot, snapshot
 from edl.view.targets import Access, Key, targets
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two snapshots.
 PERIOD = 1.0
@@ -51,11 +54,19 @@ async def observe(
     registry.start()
     try:
         await registry.first()
+        last = Snapshot(time.time())
         while True:
             started = time.monotonic()
-            found = registry.found
-            asking.ask(found, started)
-            yield snapshot(found, asking.figures(), time.time(), registry.problem)
+            try:
+                found = registry.found
+                asking.ask(found, started)
+                last = snapshot(found, asking.figures(), time.time(), registry.problem)
+            except Exception as error:  # nothing that anybody writes may blind those who look
+                problem = f"{type(error).__name__}: {error}"
+                if problem != last.problem:
+                    logger.exception("looking failed and goes on")
+                last = replace(last, time=time.time(), problem=problem)
+            yield last
             await asyncio.sleep(max(0.0, started + period - time.monotonic()))
     finally:
         asking.close()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import ssl
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 import h11
 
@@ -30,13 +30,13 @@ class NoFigures(EdlError):
 
 @dataclass(frozen=True)
 class Target:
-    """A port to ask. ``endpoint``: as the registry has it, so anything. ``tls``: whether it wants
-    TLS. ``token``: what to show to it, if anything. ``name``: what its certificate is for, if that
-    is not the host.
+    """A port to ask. ``endpoint``: as the registry has it, so anything. ``tls``: gives whom to
+    believe, if TLS is to be spoken. ``token``: what to show to it, if anything. ``name``: what its
+    certificate is for, if that is not the host.
     """
 
     endpoint: str
-    tls: Optional[ssl.SSLContext] = None
+    tls: Optional[Callable[[], ssl.SSLContext]] = None
     token: str = ""
     name: Optional[str] = None
 
@@ -62,7 +62,8 @@ async def fetch(target: Target, path: str = "/metrics", timeout: float = TIMEOUT
 
 async def _get(host: str, port: int, target: Target, path: str) -> str:
     name = (target.name or host) if target.tls else None
-    streams = await asyncio.open_connection(host, port, ssl=target.tls, server_hostname=name)
+    context = target.tls() if target.tls else None
+    streams = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
     arriving, leaving = streams
     try:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=16 << 10)

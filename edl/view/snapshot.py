@@ -118,7 +118,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything. ``problem``: why the registry cannot be read; what it said last stands then."""
+    """Everything. ``problem``: why it is of the past, if it is."""
 
     time: float
     services: tuple[Service, ...] = ()

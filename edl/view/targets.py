@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import ssl
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
@@ -12,6 +15,10 @@ from edl.errors import ConfigError
 from edl.serving.client.tls import Trust, context_of
 from edl.view.scrape import Target
 from edl.view.snapshot import MOST_SERVICES, MOST_STUDENTS, MOST_TEACHERS
+
+logger = logging.getLogger(__name__)
+
+_READ_EVERY = 60.0
 
 #: Service, and endpoint or student.
 Key = tuple[str, str]
@@ -29,20 +36,31 @@ class Access:
         """Raises ConfigError for what cannot be."""
         self._trust = Trust.from_environment() if trust is None else trust
         self._token = os.environ.get("EDL_TOKEN", "") if token is None else token
-        self._tls = context_of(self._trust)
+        self._context = context_of(self._trust)
+        self._read_at = time.monotonic()
 
     def teacher(self, endpoint: str, entry: Mapping[str, Any]) -> Target:
         """How to ask a teacher with this entry. One that TLS is to be spoken with, and that does
         not say so, fails to.
         """
         plain = self._trust.plain_text or self._trust.ca is None
-        tls = None if plain and entry.get("tls") is not True else self._tls
+        tls = None if plain and entry.get("tls") is not True else self._believed
         shown = tls is not None or self._trust.plain_token or _stays_here(endpoint)
         return Target(endpoint, tls, self._token if shown else "", self._trust.name)
 
     def student(self, endpoint: str) -> Target:
         """How to ask a student. It wants no token."""
         return Target(endpoint)
+
+    def _believed(self) -> ssl.SSLContext:
+        """By the certificates' files, which are renewed now and then."""
+        if time.monotonic() >= self._read_at + _READ_EVERY:
+            self._read_at = time.monotonic()
+            try:
+                self._context = context_of(self._trust)
+            except ConfigError as error:
+                logger.warning("going on with the certificates of before: %s", error)
+        return self._context
 
 
 def targets(registry: Mapping[str, Any], access: Access) -> Iterator[tuple[Key, Target, str]]:

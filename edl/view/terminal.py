@@ -29,7 +29,7 @@ def screen(seen: Snapshot, lines: Optional[int] = None, columns: int = _WIDE) ->
     """
     parts: list[Any] = []
     if seen.problem:
-        text = f"The registry does not answer; this is what it said last: {seen.problem}"
+        text = f"This is of the past: {seen.problem}"
         parts.append(Text(text, style="bold red"))
     if not seen.services:
         parts.append(Text("nothing is registered"))

@@ -27,6 +27,7 @@ from edl.errors import ConfigError, MissingDependencyError
 from edl.view.board import State, changes, state
 from edl.view.history import CURVES, POINTS, STEP, History
 from edl.view.observer import PERIOD, observe
+from edl.view.registry import prefix_of
 from edl.view.snapshot import Snapshot
 from edl.view.targets import Access
 
@@ -89,7 +90,10 @@ class Dashboard:
         access: Optional[Access] = None,
         period: float = PERIOD,
     ) -> None:
-        """``only``: one service. Raises MissingDependencyError without starlette and uvicorn."""
+        """``only``: one service. Raises MissingDependencyError without starlette and uvicorn, and
+        ConfigError for a service name that cannot be.
+        """
+        prefix_of(only)
         self._server_of = _libraries()
         self._etcd, self._only, self._period = etcd, only, period
         self._access = access or Access()
@@ -123,6 +127,8 @@ class Dashboard:
         """End, with all pages."""
         if self._server is not None:
             self._server.should_exit = True
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._pages.close)
         self._thread.join(_WITHIN)
         if self._socket is not None:
             self._socket.close()
@@ -143,6 +149,7 @@ class Dashboard:
             self._ready.set()
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         app = Guard(_routes(self._pages), self._listen)
         try:
             self._server = self._server_of(app, self._listen)

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from edl.cli.ls import read
+from edl.view.registry import read
 from tests.support.processes import alive, children_of, eventually
 from tests.support.resnet import DEMO, EDL, SMALL, finish, losses, python, steps
 

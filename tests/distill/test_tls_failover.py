@@ -2,17 +2,19 @@
 doubled or out of order, and the one that is not believed is sent no rows.
 """
 
+import contextlib
 import json
+import threading
 
 import numpy as np
 import pytest
 
-from edl.discovery import Etcd, Registration
+from edl.discovery import Etcd, Registration, list_nodes
 from edl.distill import DistillReader
 from edl.errors import ReaderError
 from edl.serving import ServerOptions, serve
 from tests.support.certificates import Authority
-from tests.support.processes import eventually, python_teacher
+from tests.support.processes import python_teacher
 
 ROWS = 8
 
@@ -56,7 +58,9 @@ def sums(tls):
                  options=options), seen  # fmt: skip
 
 
-def test_one_of_three_has_a_foreign_certificate_and_another_is_killed(ours, foreign, monkeypatch):
+def test_one_of_three_has_a_foreign_certificate_and_another_is_killed(
+    ours, foreign, monkeypatch, caplog
+):
     count = 300
     cert, key = ours.issue("127.0.0.1")
     monkeypatch.setenv("EDL_TEACHER_CA", ours.ca)
@@ -80,6 +84,7 @@ def test_one_of_three_has_a_foreign_certificate_and_another_is_killed(ours, fore
     assert seen == []
     assert "certificate is not accepted" in stats["unusable"][impostor.endpoint]
     assert {each["way"] for each in stats["teachers"].values()} == {"tls"}
+    assert caplog.text.count(f"teacher {impostor.endpoint} is not used: its certificate") == 1
 
 
 def test_a_registry_that_loses_tls_of_an_entry_sends_no_row_there(
@@ -87,27 +92,41 @@ def test_a_registry_that_loses_tls_of_an_entry_sends_no_row_there(
 ):
     """Who may write to the registry may lead students astray, but not to plain text."""
     monkeypatch.setenv("EDL_TEACHER_CA", ours.ca)
-    secured, _ = sums(ours.server())
+    cert, key = ours.issue("127.0.0.1")
+    arguments = ("--etcd", etcd_server.endpoint, "--service", service)
+    tls = ("--tls-cert", cert, "--tls-key", key)
     plain, seen = sums(None)
-    with secured, plain, Etcd(etcd_server.endpoint) as etcd:
-        with python_teacher("Sums", "--etcd", etcd_server.endpoint, "--service", service,
-                            "--tls-cert", *ours.issue("127.0.0.1")[:1],
-                            "--tls-key", ours.issue("127.0.0.1")[1]) as teacher:  # fmt: skip
-            entry = etcd.call(
-                lambda client: client.get(f"/service/{service}/nodes/{teacher.endpoint}")[0]
-            )
-            assert json.loads(entry)["tls"] is True
-            forged = json.dumps({k: v for k, v in json.loads(entry).items() if k != "tls"})
-            registration = Registration(etcd, service, plain.endpoint, forged)
-            registration.start()
-            reader = DistillReader(["img", "label"], ["prob"])
-            reader.set_dynamic_teacher(etcd_server.endpoint, service)
-            reader.set_batch_generator(lambda: numbered(50))
-            with reader:
-                read(reader, 50)
-                unusable = eventually(lambda: reader.stats()["unusable"])
-                assert "does not say that it speaks TLS" in unusable[plain.endpoint]
-            registration.stop()
+    told, drawn = threading.Event(), []
+
+    def until_that_is_said():
+        for batch in numbered(100_000):
+            if told.is_set():
+                return
+            drawn.append(batch)
+            yield batch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plain)
+        teacher = stack.enter_context(python_teacher("Sums", *arguments, *tls, delay=0.005))
+        etcd = stack.enter_context(Etcd(etcd_server.endpoint))
+        entry = json.loads(list_nodes(etcd, service)[0][teacher.endpoint])
+        assert entry.pop("tls") is True
+        registration = Registration(etcd, service, plain.endpoint, json.dumps(entry))
+        registration.start()
+        stack.callback(registration.stop)
+        reader = stack.enter_context(DistillReader(["img", "label"], ["prob"]))
+        reader.set_dynamic_teacher(etcd_server.endpoint, service, require_max_teacher=2)
+        reader.set_batch_generator(until_that_is_said)
+
+        number = -1
+        for number, (img, label, prob) in enumerate(reader()):
+            assert label == number
+            assert (prob[:, 0] == img.sum(axis=1)).all()
+            why = reader.stats()["unusable"].get(plain.endpoint, "")
+            if "does not say that it speaks TLS" in why:
+                told.set()
+        assert told.is_set()
+        assert number + 1 == len(drawn)
     assert seen == []
 
 

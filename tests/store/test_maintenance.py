@@ -112,6 +112,23 @@ def test_verify_names_what_cannot_be_read(tmp_path):
     assert verify(tmp_path).unreadable.keys() == {"shared"}
 
 
+def test_a_page_that_is_lost_ends_no_process_of_ours(tmp_path):
+    filled(tmp_path, range(3000))
+    path = tmp_path / "shared" / "data.mdb"
+    pages = path.read_bytes()
+    lost = [start for start in range(8192, len(pages), 4096) if pages[start + 10] & 2][5:-5]
+    for start in lost:  # leaves
+        pages = pages[:start] + bytes(4096) + pages[start + 4096 :]
+    path.write_bytes(pages)
+    said = edl("labels", "verify", tmp_path)
+    assert said.returncode == 1
+    assert "shared is damaged: reading it ends with SIGABRT" in said.stdout
+    for command in ("ls", "compact"):
+        assert "ends with SIGABRT" in edl("labels", command, tmp_path).stderr
+    with LabelStore(tmp_path) as store:
+        assert_has(store, [n for n in range(3000) if store.recall(KIND, rows([n])[0]).hits[0]])
+
+
 def test_compacting_puts_the_stores_of_machines_together(tmp_path):
     for number in range(5):
         filled(tmp_path, range(number * 10, number * 10 + 15), local=False)

@@ -147,6 +147,27 @@ def test_a_certificate_is_checked_before_the_token_is_shown(tmp_path):
                 assert seen == []
 
 
+def test_certificates_that_are_renewed_are_read_again(tmp_path, monkeypatch):
+    trustme = pytest.importorskip("trustme")
+    path = tmp_path / "ca.pem"
+    old, new = trustme.CA(), trustme.CA()
+    old.cert_pem.write_to_path(path)
+    access = Access(Trust(ca=str(path)), token="")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    new.issue_cert("127.0.0.1").configure_cert(context)
+    with port(OK, context=context) as endpoint:
+        target = access.teacher(endpoint, {"tls": True})
+        with pytest.raises(NoFigures, match="TLS"):
+            ask(target)
+        path.write_text("half written")
+        monkeypatch.setattr("edl.view.targets._READ_EVERY", 0.0)
+        with pytest.raises(NoFigures, match="TLS"):
+            ask(target)
+        new.cert_pem.write_to_path(path)
+        assert ask(target) == "up 1\n"
+    assert access.teacher(endpoint, {"tls": True}) == target  # what is known of it stays
+
+
 @pytest.mark.parametrize(
     ("endpoint", "trust", "entry", "shown"),
     [

@@ -189,6 +189,11 @@ def test_a_port_that_is_taken(etcd):
             Dashboard(etcd, Listen(port=port), None, NOTHING).start()
 
 
+def test_a_service_name_that_cannot_be(etcd):
+    with pytest.raises(ConfigError, match="must not be empty or contain"):
+        Dashboard(etcd, Listen(), "a/b", NOTHING)
+
+
 def test_without_the_libraries_it_says_what_to_install(etcd, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingDependencyError, match="pip install starlette uvicorn"):
