@@ -19,7 +19,6 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,21 +35,17 @@ SERVICE = "resnet_teacher"
 
 
 def browser(width: int = 1400, height: int = 1500) -> Any:
-    """Chromium without a window, and with nothing of its own on the network."""
+    """Chromium without a window, and with nothing of its own on the network. Its driver makes it a
+    profile, and removes that when it quits.
+    """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    profile = tempfile.mkdtemp(prefix="edl-chromium-")
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
         *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *(
-            "disable-dev-shm-usage",
-            "hide-scrollbars",
-            f"user-data-dir={profile}",
-            f"window-size={width},{height}",
-        ),
+        *("disable-dev-shm-usage", "hide-scrollbars", f"window-size={width},{height}"),
     ):
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import socketserver
@@ -38,10 +39,12 @@ class HttpServer:
 
     def close(self) -> None:
         """Serve no more. The port is free at once, even if a process that was forked from this one
-        has inherited the socket: it is ended for all, which also wakes the thread.
+        has inherited the socket: it is ended for all, which also wakes the thread. Several threads
+        may close it.
         """
         if self._thread.is_alive():
-            self._server.socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # another thread closes it, too
+                self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
         self._server.server_close()
 

@@ -21,6 +21,9 @@ RECORD = 16 << 10
 #: Bytes that are sent or received in one go: between them others get their turn.
 _IN_A_ROW = 256 << 10
 
+#: Bytes that OpenSSL is given at once: what it has sent of them it does not say before it is all.
+_PIECE = 4 * RECORD
+
 _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 Buffers = Sequence[memoryview]
@@ -101,7 +104,7 @@ def send_some(sock: ssl.SSLSocket, buffers: Buffers) -> int:
         start = 0
         while start < len(part) and total < _IN_A_ROW:
             try:
-                sent = sock.send(part[start:])
+                sent = sock.send(part[start : start + _PIECE])
             except _BLOCKED:
                 if not total:
                     raise BlockingIOError("the peer takes no more bytes") from None

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import threading
 import urllib.request
 
 import pytest
@@ -85,3 +86,24 @@ def test_it_ends_at_once_and_for_all(server):
     with pytest.raises(ConnectionRefusedError):
         connect(server)
     server.close()  # again: nothing happens
+
+
+def test_two_threads_may_close_it_at_once():
+    failed = []
+
+    def close():
+        together.wait()
+        try:
+            server.close()
+        except OSError as error:
+            failed.append(error)
+
+    for _ in range(10):
+        server = HttpServer(lambda environ, respond: [], "127.0.0.1", [0])
+        together = threading.Barrier(2)
+        threads = [threading.Thread(target=close) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert not failed

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import click
 
@@ -48,7 +48,12 @@ def run(port: int, seconds: Optional[float], work_dir: Optional[Path]) -> None:
     logging.getLogger("edl").addHandler(logging.NullHandler())
     stop = stop_event()
     deadline = None if seconds is None else time.monotonic() + seconds
-    with contextlib.ExitStack() as stack:
+
+    def check() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
         if work_dir is None:
             work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edl-demo-")))
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ def run(port: int, seconds: Optional[float], work_dir: Optional[Path]) -> None:
         click.echo(stack.enter_context(_dashboard(etcd.endpoint, port, work_dir)))
         click.echo(f"etcd at {etcd.endpoint}: edl top --etcd {etcd.endpoint}")
         click.echo("training a teacher; Ctrl-C ends everything")
-        os.environ[MODEL] = str(_export_teacher(work_dir))
+        os.environ[MODEL] = str(_export_teacher(work_dir, check))
         model = ["--python", "edl.demos.cluster_teacher:teacher"]
         host = stack.enter_context(TeacherHost(model, etcd.endpoint, work_dir))
         teachers = [host.start() for _ in range(TEACHERS)]
@@ -73,6 +78,10 @@ def run(port: int, seconds: Optional[float], work_dir: Optional[Path]) -> None:
     click.echo("everything that was started has been stopped")
 
 
+class _Stopped(Exception):
+    """The process was told to end before everything was up."""
+
+
 def _until(deadline: Optional[float]) -> float:
     """Seconds until something is to be done."""
     if deadline is None:
@@ -80,16 +89,17 @@ def _until(deadline: Optional[float]) -> float:
     return max(0.0, min(_REPLACE_EVERY, deadline - time.monotonic()))
 
 
-def _export_teacher(work_dir: Path) -> Path:
+def _export_teacher(work_dir: Path, on_batch: Callable[[], None]) -> Path:
     """The directory of a small model that knows digits well enough."""
     import paddle
 
     data = load_digits()
     paddle.seed(0)
     teacher = make_teacher()
-    train(teacher, Mixtures(data, len(data.images), seed=0), epochs=5, learning_rate=5e-3)
+    train(teacher, Mixtures(data, len(data.images), seed=0), 5, 5e-3, on_batch)
     model_dir = work_dir / "teacher_model"
     export_model(teacher, model_dir, {"img": ((1, 8, 8), "float32")}, ["logits"])
+    on_batch()
     return model_dir
 
 

@@ -168,9 +168,9 @@ class DistillReader(StandIn, IterableDataset):
         ``store_key``: names of slots by which rows are known instead, one or a list, such as a
         sample's id or the seed of its view: rows need not be hashed then, and now and then one is
         compared all the same. ``store_model``: the fingerprint of the model whose labels are
-        wanted, if there are no teachers and the store has labels of several; with teachers by name,
-        a mapping from these. ``store_bytes``: how large the store may become; nothing is added
-        then.
+        wanted, if there are no teachers and the store has labels of several, or teachers that only
+        say what they are fed and serve; with teachers by name, a mapping from these.
+        ``store_bytes``: how large the store may become; nothing is added then.
         ``wire``: in which dtype slots and predictions travel, by name, where that is narrower than
         what the teacher has: "float16" or "bfloat16", for a slot that is uint8 itself also "uint8".
         Floats are rounded to nearest there, and what would become infinite is refused by row.
@@ -313,7 +313,8 @@ class DistillReader(StandIn, IterableDataset):
         cannot be sent; BatchRefused for rows that teachers refuse; NoTeacherError when there has
         been no teacher to work for ``no_teacher_timeout`` seconds; ReaderError if no teacher fits,
         or the reader was closed; ConfigError without source or teachers; StoreError for a store
-        that cannot be opened, or whose ``store_key`` does not stand for what rows hold.
+        that cannot be opened, whose ``store_key`` does not stand for what rows hold, or whose model
+        cannot be told from others.
         """
         if worker_info() is not None:
             return self._epoch_in_worker(self._checked_source())

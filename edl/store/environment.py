@@ -9,17 +9,12 @@ Backend for OpenLDAP", 2011.)
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
-
-import numpy as np
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
@@ -32,15 +27,9 @@ VERSION = 1
 _FIRST_MAP = 64 << 20
 _MOST_READERS = 1024
 
-#: Bytes from which on a record is asked of the disk at once, rather than page by page. (For small
-#: ones, which are read here and there, reading ahead would be in vain.)
+#: Bytes of a record, on average, from which on the system reads ahead in the map. (Of small ones,
+#: which are read here and there, most of that would be in vain.)
 _LARGE = 64 << 10
-_MADV_WILLNEED = 3
-
-#: Seconds that it takes at most to look at what is in memory.
-_IN_MEMORY = 20e-6
-
-_libc = ctypes.CDLL(None)
 
 #: Environments that this process has open: LMDB must not open one twice, because its locks are the
 #: process's and closing one copy would end those of the other. By real path, with their users.
@@ -70,31 +59,40 @@ class Environment:
         self._lmdb = import_lmdb()
         # No transaction of ours may run while the map grows. Taken in this order.
         self._writing, self._resizing = threading.Lock(), threading.Lock()
-        try:
-            if not sealed:
-                make_lock(path)
-            self._env = self._lmdb.open(
-                str(path),
-                map_size=max(_FIRST_MAP, 2 * self.nbytes),
-                create=create,
-                readonly=sealed,
-                lock=not sealed,
-                max_dbs=3,
-                max_readers=_MOST_READERS,
-                readahead=False,
-                meminit=False,
-            )
-        except (self._lmdb.Error, OSError) as error:
-            raise StoreError(f"{path} is no label store that can be opened: {error}") from error
+        self._env = self._open(create, readahead=False)
         try:
             self._check_length()
             self._open_tables(create)
+            if self.nbytes >= _LARGE * max(1, self.count):
+                self._env.close()
+                self._env = self._open(create, readahead=True)
+                self._open_tables(create)
         except self._lmdb.Error as error:
             self._env.close()
             raise StoreError(f"{path} is no label store: {error}") from error
         except BaseException:
             self._env.close()
             raise
+
+    def _open(self, create: bool, readahead: bool) -> Any:
+        try:
+            if not self._sealed:
+                make_lock(self.path)
+            return self._lmdb.open(
+                str(self.path),
+                map_size=max(_FIRST_MAP, 2 * self.nbytes),
+                create=create,
+                readonly=self._sealed,
+                lock=not self._sealed,
+                max_dbs=3,
+                max_readers=_MOST_READERS,
+                readahead=readahead,
+                meminit=False,
+            )
+        except (self._lmdb.Error, OSError) as error:
+            raise StoreError(
+                f"{self.path} is no label store that can be opened: {error}"
+            ) from error
 
     def _check_length(self) -> None:
         """Reading behind a file's end kills a process, so one that was cut off is not read."""
@@ -135,14 +133,7 @@ class Environment:
         use afterwards. Raises StoreError.
         """
         with self._reading(self._labels) as transaction:
-            records = [transaction.get(key) for key in keys]
-            large = [each for each in records if each is not None and len(each) >= _LARGE]
-            for number, record in enumerate(large):
-                if _is_on_the_disk(record):
-                    for each in large[number:]:
-                        _will_need(each)
-                    break
-            yield records
+            yield [transaction.get(key) for key in keys]
 
     def has(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those of the keys that are here."""
@@ -291,21 +282,6 @@ class Environment:
         """For ``release``. What reads is waited for: what it reads is unmapped."""
         with self._writing, self._resizing:
             self._env.close()
-
-
-def _is_on_the_disk(record: memoryview) -> bool:
-    """Whether a part of the map is not in memory, as far as looking there tells."""
-    since = time.perf_counter()
-    _ = record[len(record) // 2]
-    return time.perf_counter() - since > _IN_MEMORY
-
-
-def _will_need(record: Any) -> None:
-    """Let the system read a part of the map (see madvise(2)); nothing happens if it is there."""
-    octets = np.frombuffer(record, np.uint8)
-    start = octets.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-    length = octets.ctypes.data + octets.nbytes - start
-    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
 
 
 def open_environment(path: Path, *, sealed: bool = False, create: bool = False) -> Environment:

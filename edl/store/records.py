@@ -165,10 +165,11 @@ def _is_checked(key: bytes, record: Any) -> bool:
     return said == _checksum(key, record[_CHECKSUM.size :])
 
 
-def _checksum(key: bytes, rest: Any) -> int:
+def _checksum(key: bytes, *rest: Any) -> int:
     made = import_xxhash().xxh3_64(key)
-    made.update(rest)
-    return made.intdigest()
+    for part in rest:
+        made.update(part)
+    return int(made.intdigest())
 
 
 def content_of(kind: Kind, record: Any) -> bytes:
@@ -223,8 +224,8 @@ class Labels:
                 sizes = [size for view in views for size in view.sizes_of(length)]
                 fixed = struct.pack(f"<{len(sizes)}I", *sizes)
             content = self.contents[row] if self.contents is not None else b""
-            rest = b"".join([content, fixed, *(view.row(row, length) for view in views)])
-            yield _CHECKSUM.pack(_checksum(key, rest)) + rest
+            rest: list[Any] = [content, fixed, *(view.row(row, length) for view in views)]
+            yield b"".join([_CHECKSUM.pack(_checksum(key, *rest)), *rest])
 
     def row(self, index: int) -> Labels:
         """One of them."""

@@ -171,11 +171,19 @@ def _waiting(service: Service, waits: float, busy: Optional[float]) -> Advice:
                 "(require_max_teacher).",
                 f"{chinese}：{len(limited)} 个学生已达到教师数上限（require_max_teacher）。",
             )
+        if busy < waits:  # they are busy whenever somebody waits for them
+            return Advice(
+                "act",
+                f"{english}: more teachers would not help; look at the students' own source, at "
+                "the network, and at teacher_batch_size.",
+                f"{chinese}：增加教师没有用；请检查学生自己的数据源、网络和 teacher_batch_size。",
+            )
         return Advice(
-            "act",
-            f"{english}: more teachers would not help; look at the students' own source, at the "
-            "network, and at teacher_batch_size.",
-            f"{chinese}：增加教师没有用；请检查学生自己的数据源、网络和 teacher_batch_size。",
+            "note",
+            f"{english}: the demand comes in bursts, which a higher high_batches evens out, or the "
+            "students' own source or the network is slow.",
+            f"{chinese}：需求时高时低（提高 high_batches 可使之平稳），"
+            "或者学生自己的数据源、网络较慢。",
         )
     more = max(1, enough(count, waits, busy) - count)
     if service.wanted is not None:

@@ -54,7 +54,7 @@ async def fetch(target: Target, path: str = "/metrics", timeout: float = TIMEOUT
         raise NoFigures("it does not speak HTTP") from None
     except ssl.SSLError as error:
         raise NoFigures(f"TLS: {error.reason or 'it failed'}") from None
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that can be none
         number = getattr(error, "errno", None) or 0  # asyncio's own words repeat the address
         reason = os.strerror(number) if number > 0 else type(error).__name__
         raise NoFigures(f"it cannot be reached: {reason}") from None

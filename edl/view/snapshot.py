@@ -19,6 +19,7 @@ from edl.view.text import plain
 MOST_SERVICES, MOST_TEACHERS, MOST_STUDENTS = 50, 2000, 2000
 
 _LONGEST = 120
+_MOST = 1e15
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def _service(name: str, found: Mapping[str, Any], figures: Figures) -> Service:
         name=_text(name),
         unit=counted,
         balanced=bool(found["leader"]),
-        demand=as_number(balance.get("demand")),
-        supply=as_number(balance.get("supply")),
+        demand=_number(balance.get("demand")),
+        supply=_number(balance.get("supply")),
         wanted=_count(balance.get("wanted")),
         teachers=tuple(
             _teacher(endpoint, entry, users.get(endpoint, 0), counted, (name, endpoint), figures)
@@ -193,9 +194,9 @@ def _teacher(
         protocol=_text(entry.get("protocol", entry.get("info"))),
         serves=_serves(entry),
         model=_text(entry.get("fingerprint")),
-        since=as_number(entry.get("since")),
+        since=_number(entry.get("since")),
         students=users,
-        rate=as_number(entry.get("rate")),
+        rate=_number(entry.get("rate")),
         rows=measured.tokens if counted == "tokens" else measured.rows,
         busy=measured.busy,
         queue=measured.queued_rows,
@@ -213,16 +214,16 @@ def _student(
     measured = figures.students.get(key, StudentFigures())
     teachers = record["teachers"][:MOST_TEACHERS]
     ways = parse_ways(record.get("ways"))
-    rows = as_number(record.get("rows_per_second")) if measured.rows is None else measured.rows
+    rows = _number(record.get("rows_per_second")) if measured.rows is None else measured.rows
     return Student(
         name=_text(name),
         hostname=_text(record.get("hostname")),
         pid=_text(record.get("pid")),
-        since=as_number(record.get("since")),
+        since=_number(record.get("since")),
         teachers=tuple(map(_text, teachers)),
         connected=tuple(_text(teacher) for teacher in teachers if teacher in ways),
         limit=_count(record.get("max_teachers")),
-        want=as_number(record.get("want")),
+        want=_number(record.get("want")),
         rows=rows,
         volume=measured.volume,
         low=measured.low,
@@ -253,9 +254,15 @@ def _text(value: Any) -> str:
     return "" if value is None or isinstance(value, (dict, list)) else plain(str(value), _LONGEST)
 
 
-def _count(value: Any) -> Optional[int]:
+def _number(value: Any) -> Optional[float]:
+    """A number of which sums are finite, and that people can read."""
     known = as_number(value)
-    return None if known is None or not 0 <= known < 1e15 else int(known)
+    return None if known is None or abs(known) >= _MOST else known
+
+
+def _count(value: Any) -> Optional[int]:
+    known = _number(value)
+    return None if known is None or known < 0 else int(known)
 
 
 def _sum(values: Any) -> Optional[float]:

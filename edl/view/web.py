@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -346,7 +347,8 @@ def _listening(listen: Listen) -> socket.socket:
         return socket.create_server((listen.host, listen.port), family=family)
     except OSError as error:
         endpoint = endpoint_of(listen.host, listen.port)
-        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}") from error
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigError(f"cannot listen on {endpoint}: {reason}") from error
 
 
 def _libraries() -> Any:

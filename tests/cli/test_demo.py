@@ -1,22 +1,18 @@
-"""``edl demo digits`` from beginning to end, and interrupted; ``edl demo cluster``."""
+"""``edl demo digits`` from beginning to end, and interrupted."""
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from edl.demos import digits
 from edl.errors import EdlError, MissingDependencyError
-from tests.support.processes import ROOT, alive, eventually
+from tests.support.processes import ROOT, alive, descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -31,26 +27,6 @@ def start_demo(tmp_path, *arguments):
         env=environment,
         text=True,
     )
-
-
-def descendants(pid):
-    """All processes below ``pid``, by their parents' ids in /proc."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int(
-                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                )
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-    found, queue = [], [pid]
-    while queue:
-        parent = queue.pop()
-        children = [child for child, its_parent in parents.items() if its_parent == parent]
-        found += children
-        queue += children
-    return found
 
 
 def test_the_demo_loses_no_batch_and_distillation_helps(tmp_path):
@@ -116,57 +92,3 @@ def test_a_batch_that_is_missing_is_an_error():
     stats = {"batches": 99, "tasks_sent": 100, "resent": 0, "lost_teachers": 0}
     with pytest.raises(EdlError, match="99 batches were seen, 100 were expected"):
         digits._print_delivery(Console(quiet=True), 100, stats)
-
-
-def test_the_demo_cluster_shows_itself_and_leaves_nothing(tmp_path):
-    """Three teachers and two students at work on the page, and on Ctrl-C nobody is left."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "edl.cli.main", "demo", "cluster", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    try:
-        page = demo.stdout.readline().removeprefix("dashboard at ").strip()
-        eventually(lambda: _is_at_work(page), 200)
-        said = [demo.stdout.readline() for _ in range(4)]
-        if shutil.which("prometheus"):
-            address = said[-1].removeprefix("Prometheus at ").strip()
-            eventually(lambda: _up(address) == {"edl-teachers": 3, "edl-students": 2}, 60)
-        processes = descendants(demo.pid)
-        assert len(processes) >= 2 + 3 * 2 + 2, "etcd, the page, teachers with a worker, students"
-        demo.send_signal(signal.SIGINT)
-        rest = demo.communicate(timeout=60)[0]
-        assert demo.returncode == 0, rest
-        assert rest.endswith("everything that was started has been stopped\n")
-        assert [pid for pid in processes if alive(pid)] == []
-        assert list(tmp_path.iterdir()) == []
-    finally:
-        demo.kill()
-        demo.communicate()
-
-
-def _up(prometheus):
-    """How many Prometheus gets figures of, by job."""
-    with urllib.request.urlopen(
-        f"{prometheus}api/v1/query?query=sum+by+(job)(up)", timeout=30
-    ) as answer:
-        found = json.load(answer)["data"]["result"]
-    return {one["metric"]["job"]: int(one["value"][1]) for one in found}
-
-
-def _is_at_work(page):
-    """Whether all are there, and say what they do."""
-    with urllib.request.urlopen(f"{page}events", timeout=30) as events:
-        line = next(line for line in events if line.startswith(b"data: "))
-    service = json.loads(line[6:])["services"].get("digits_teacher", {})
-    teachers, students = (service.get(kind, {}) for kind in ("teachers", "students"))
-    return (
-        len(teachers) == 3
-        and len(students) == 2
-        and all(teacher.get("busy", 0) > 0.05 for teacher in teachers.values())
-        and all("waits" in student and student["rows"] > 100 for student in students.values())
-        and all(student["teachers"] and student["connected"] for student in students.values())
-    )

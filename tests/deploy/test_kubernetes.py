@@ -9,6 +9,7 @@ import pytest
 
 from edl.cli.balancer import GAUGES
 from edl.cli.main import edl
+from edl.distill.metrics import parse_ports
 from edl.serving.server import routes
 from tests.support.manifests import (
     OVERLAYS,
@@ -125,13 +126,22 @@ def test_probes_ask_for_pages_that_there_are_at_ports_that_are_listened_on(objec
     for name, workload in workloads(objects).items():
         one = container(workload)
         listens = " ".join(arguments(objects, workload, DOWNWARD))
+        told = environment(objects, workload, DOWNWARD).get("EDL_METRICS_PORT")
+        metrics = () if told is None else parse_ports("EDL_METRICS_PORT", told)
+        if metrics and name == "edl-student":
+            ranks = re.search(r"--nproc_per_node=(\d+)", listens)
+            assert sorted(ports(workload).values()) == list(metrics)
+            assert len(metrics) == int(ranks[1]), "a port for each rank"
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             if kind in one:
                 asked = one[kind]["httpGet"]
                 assert urlsplit(asked["path"]).path in pages[name]
                 assert asked["port"] in ports(workload)
+                tls = "EDL_TLS_CERT" in environment(objects, workload, DOWNWARD)
+                assert asked.get("scheme", "HTTP") == ("HTTPS" if tls else "HTTP")
         for port in ports(workload).values():
-            assert re.search(rf"port={port}\b|0\.0\.0\.0:{port}\b", listens), (name, port)
+            found = re.search(rf"port={port}\b|0\.0\.0\.0:{port}\b", listens)
+            assert found or port in metrics, (name, port)
 
 
 def test_what_is_referred_to_is_there_or_the_page_says_how_to_make_it(objects):

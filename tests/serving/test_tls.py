@@ -18,6 +18,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from edl import _tls
 from edl._endpoints import is_same_machine
 from edl.errors import (
     AccessDenied,
@@ -31,6 +32,7 @@ from edl.serving.client.entry import Entry
 from edl.serving.client.measure import read_counters
 from edl.serving.client.page import read_page
 from edl.serving.server.tls import exposure
+from edl.serving.wire.tensor import drop_sent
 from tests.support import elsewhere
 from tests.support.certificates import Authority
 from tests.support.processes import eventually
@@ -124,6 +126,47 @@ def test_large_tensors_are_not_copied_on_their_way_into_tls_or_out_of_it(ours):
                 tracemalloc.stop()
     assert (answer == feeds["x"][:, :5]).all()
     assert peak < feeds["x"].nbytes / 10
+
+
+def test_what_a_slow_client_has_taken_of_a_large_tensor_counts_before_it_has_all(ours):
+    answer = np.random.default_rng(0).bytes(16 << 20)
+    server, client = connected(ours)
+    with server, client:
+        server.setblocking(False)
+        left, received = [memoryview(answer)], bytearray()
+        progress = 0
+        while left:
+            try:
+                sent = _tls.send_some(server, left)
+                progress += 1
+                drop_sent(left, sent)
+            except BlockingIOError:
+                received += client.recv(1 << 16)
+        server.close()
+        while part := client.recv(1 << 16):
+            received += part
+    assert progress >= 16
+    assert received == answer
+
+
+def connected(ours):
+    """Both ends of a TLS connection, blocking."""
+    files, trust = ours.server(), ours.trust()
+    context = _tls.server_context()
+    _tls.load(context, files.cert, files.key)
+    ends = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept():
+            ends.append(context.wrap_socket(listener.accept()[0], server_side=True))
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        plain = socket.create_connection(listener.getsockname())
+        ends.append(_tls.client_context(trust.ca).wrap_socket(plain, server_hostname="127.0.0.1"))
+        thread.join()
+    server, client = sorted(ends, key=lambda end: not end.server_side)
+    return server, client
 
 
 def test_many_requests_of_all_sizes_are_under_way_at_once_from_several_threads(secured, ours):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -349,6 +350,22 @@ def test_one_that_may_only_be_read_is_read(tmp_path):
         for path in [directory, *directory.rglob("*")]:
             path.chmod(0o755)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(("size", "ahead"), [(100, False), (200_000, True)])
+def test_the_system_reads_ahead_where_records_are_large(tmp_path, size, ahead):
+    kind = Kind("m", "all", ("img",), (Column("all", (size,), "uint8"),))
+    keys = kind.keys([bytes([row]) * 16 for row in range(20)], 0)
+    labels = np.ones((20, size), "uint8")
+    with LabelStore(tmp_path) as store:
+        store.add(Labels(kind, keys, {"all": labels}))
+    with LabelStore(tmp_path) as store:
+        assert store.recall(kind, keys).hits.all()
+        (map_,) = re.findall(
+            rf"{tmp_path}/shared/data.mdb\n(?:.*\n)*?VmFlags:(.*)",
+            Path("/proc/self/smaps").read_text(),
+        )
+    assert ("rr" not in map_.split()) == ahead  # proc(5): "random read advise provided"
 
 
 # --- several writers ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ probes and signals. A pod's address is one of loopback's, its volumes are folder
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,10 +21,13 @@ PROGRAMS = {"edl": [sys.executable, "-m", "edl.cli.main"], "etcd": [str(etcd_bin
 
 
 class Cluster:
-    """Makes pods of an overlay's workloads. ``image``: paths in the image, and where they are."""
+    """Makes pods of an overlay's workloads. ``image``: paths in the image, and where they are.
+    ``secrets``: what each one has.
+    """
 
-    def __init__(self, objects, directory, image):
-        self.objects, self.directory, self.image = objects, directory, image
+    def __init__(self, objects, directory, image, secrets):
+        self.objects, self.directory = objects, directory
+        self.image, self.secrets = image, secrets
         self.net = f"127.{1 + os.getpid() % 250}"
         self._made = 0
 
@@ -52,8 +56,7 @@ class Pod:
         if stateful:
             self.address = cluster.stateful_addresses()[name]
         self.directory = cluster.directory / name
-        for volume in self._container["volumeMounts"]:
-            (self.directory / volume["name"]).mkdir(parents=True, exist_ok=True)
+        self._make_volumes(cluster.secrets)
         downward = {
             "status.podIP": self.address,
             "metadata.name": name,
@@ -64,6 +67,9 @@ class Pod:
         program = PROGRAMS["edl" if "command" not in self._container else line.pop(0)]
         self.command = [*program, *(self._here(cluster, each) for each in line)]
         own = environment(cluster.objects, workload, downward)
+        for source in self._container.get("envFrom", ()):
+            if "secretRef" in source:
+                own |= cluster.secrets[source["secretRef"]["name"]]
         # Of this machine, what an image would have; and what makes coverage of children work.
         kept = {name: os.environ[name] for name in os.environ if name.startswith("COV")}
         self.environment = {
@@ -77,13 +83,26 @@ class Pod:
         self._prober = threading.Thread(target=self._probe, daemon=True)
         self._prober.start()
 
+    def _make_volumes(self, secrets):
+        """Folders; in those of secrets, what these have."""
+        for mount in self._container["volumeMounts"]:
+            (self.directory / mount["name"]).mkdir(parents=True, exist_ok=True)
+        for volume in self._spec.get("volumes", ()):
+            if "secret" in volume:
+                values = secrets[volume["secret"]["secretName"]]
+                items = volume["secret"].get("items") or [{"key": k, "path": k} for k in values]
+                for item in items:
+                    path = self.directory / volume["name"] / item["path"]
+                    path.write_text(values[item["key"]])
+
     def _here(self, cluster, text):
         """What names something in a cluster, by what that is here."""
         for name, address in cluster.stateful_addresses().items():
             text = re.sub(rf"\b{name}\.[\w-]+", address, text)
         for name in of_kind(cluster.objects, "Service"):
             text = re.sub(rf"\b{name}:", f"{cluster.address(1)}:", text)
-        text = text.replace("0.0.0.0", self.address)
+        for own in ("0.0.0.0", "127.0.0.1"):
+            text = text.replace(own, self.address)
         for mount in self._container["volumeMounts"]:
             folder = str(self.directory / mount["name"])
             text = re.sub(rf"(?<![\w.]){mount['mountPath']}\b", folder, text)
@@ -127,9 +146,11 @@ class Pod:
     def _asks(self, probe):
         asked = probe["httpGet"]
         ports = {each["name"]: each["containerPort"] for each in self._container["ports"]}
-        url = f"http://{self.address}:{ports[asked['port']]}{asked['path']}"
+        scheme = asked.get("scheme", "HTTP").lower()
+        url = f"{scheme}://{self.address}:{ports[asked['port']]}{asked['path']}"
+        timeout, context = probe.get("timeoutSeconds", 5), ssl._create_unverified_context()
         try:
-            with urllib.request.urlopen(url, timeout=probe.get("timeoutSeconds", 5)) as page:
+            with urllib.request.urlopen(url, timeout=timeout, context=context) as page:
                 return page.status == 200
         except (OSError, urllib.error.HTTPError):
             return False

@@ -32,11 +32,16 @@ def need_kubectl():
         pytest.skip(why)
 
 
-@functools.cache
 def render(overlay):
     """The objects of an overlay."""
+    return render_folder(KUBERNETES / "overlays" / overlay)
+
+
+@functools.cache
+def render_folder(folder):
+    """The objects of a kustomization."""
     yaml = pytest.importorskip("yaml")
-    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    command = ["kubectl", "kustomize", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert "deprecated" not in result.stderr

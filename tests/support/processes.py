@@ -173,6 +173,26 @@ def children_of(pid):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
+def descendants(pid):
+    """All processes below ``pid``, by their parents' ids in /proc."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    found, queue = [], [pid]
+    while queue:
+        parent = queue.pop()
+        children = [child for child, its_parent in parents.items() if its_parent == parent]
+        found += children
+        queue += children
+    return found
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -57,10 +57,18 @@ def test_all_is_well():
 
 
 def test_more_teachers_do_not_help_where_those_there_are_have_time():
-    (sentence,) = said(service(busy=0.4, waits=0.31))
+    (sentence,) = said(service(busy=0.2, waits=0.31))
     assert sentence.startswith(
-        "Students wait 31 % of their time though teachers are busy only 40 %: "
+        "Students wait 31 % of their time though teachers are busy only 20 %: "
         "more teachers would not help"
+    )
+
+
+def test_teachers_that_are_busy_only_at_times_may_be_too_few_at_these():
+    (sentence,) = said(service(busy=0.4, waits=0.11))
+    assert sentence.startswith(
+        "Students wait 11 % of their time though teachers are busy only 40 %: "
+        "the demand comes in bursts"
     )
 
 

@@ -1,6 +1,7 @@
 """What a page is told: everything once, then what has changed; and the curves."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,20 @@ def test_whatever_the_registry_says_becomes_short_plain_text(text):
     page = json.dumps(state(seen), allow_nan=False)
     assert len(page) < 20_000
     assert "\\u001b" not in page
+    assert screen(seen, 20) is not None
+
+
+def test_numbers_that_nobody_can_have_are_none():
+    text = re.sub("=", "1.797e308", """
+        {"rate": =, "since": =, "want": =, "rows_per_second": =, "max_teachers": =, "demand": =,
+         "supply": =, "wanted": =}""")  # fmt: skip
+    keys = ("nodes/a:1", "nodes/b:1", "students/s", "students/t", "balance")
+    entries = {**dict.fromkeys(keys, text), "leader": "l"}
+    seen = snapshot({"resnet": describe(entries)}, Figures(), 0.0)
+    history = History()
+    history.add(seen)
+    history.add(replace(seen, time=100.0))
+    assert "e+308" not in json.dumps([state(seen), history.curves()], allow_nan=False)
     assert screen(seen, 20) is not None
 
 

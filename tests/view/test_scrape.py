@@ -117,9 +117,10 @@ def test_a_port_that_nobody_has():
         ask(Target(f"127.0.0.1:{free_port()}"))
 
 
-def test_a_name_that_can_be_none():
+@pytest.mark.parametrize("name", ["." * 300, "a\0b"], ids=["dots", "null"])
+def test_a_name_that_can_be_none(name):
     with pytest.raises(NoFigures):
-        ask(Target("." * 300 + ":1"))
+        ask(Target(f"{name}:1"))
 
 
 def test_bytes_that_are_no_text_are_text_all_the_same():

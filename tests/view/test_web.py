@@ -184,7 +184,7 @@ def test_a_port_that_is_taken(etcd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already"
+            ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use$"
         ):
             Dashboard(etcd, Listen(port=port), None, NOTHING).start()
 
