@@ -11,6 +11,7 @@ the computation.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import sys
@@ -36,6 +37,7 @@ class Recorded:
         self.description = Description(
             {"image": TensorSpec((size, size, 3), "uint8")},
             {"logits": TensorSpec((classes,), "float32")},
+            fingerprint="recorded:" + hashlib.blake2b(self._logits, digest_size=16).hexdigest(),
         )
 
     def run(self, feeds: dict, fetches: list) -> dict:

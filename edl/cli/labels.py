@@ -107,7 +107,7 @@ def export(store: Path, out: Path, kind: str) -> None:
     `key`: what the rows are known by. Each column by its name; where rows differ in length, their
     tokens follow each other, and NAME.lengths says how many each has.
     """
-    from edl.store.maintenance import export
+    from edl.store.exporting import export
 
     with progress("exporting", "records") as bar:
         count = export(store, out, kind, bar.show)

@@ -34,5 +34,5 @@ def _listens(address: tuple[str, int]) -> bool:
     try:
         with socket.create_connection(address, _CONNECT_WITHIN):
             return True
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that can be none
         return False

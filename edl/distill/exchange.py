@@ -38,6 +38,7 @@ from edl.errors import (
     TeacherProtocolError,
     TeacherTimeout,
     TeacherUnavailable,
+    TlsRefused,
 )
 from edl.serving.client.entry import Client
 from edl.serving.client.timing import Timing
@@ -50,7 +51,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Answers that say that the connection is of no more use.
-_LOST = (TeacherConnectionLost, TeacherTimeout, TeacherProtocolError, AccessDenied)
+_LOST = (
+    TeacherConnectionLost,
+    TeacherTimeout,
+    TeacherProtocolError,
+    AccessDenied,
+    TlsRefused,
+)
 
 #: Seconds without a stream after which a shared service's teachers are left to others.
 _REST_AFTER = 10.0

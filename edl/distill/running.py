@@ -139,8 +139,8 @@ class Running:
         """By model."""
         stats = {model.name: pool.stats() for model, pool in zip(self._models, self.pools)}
         if self._stages is not None:
-            for model, storing in zip(self._models, self._stages.models):
-                stats[model.name]["store"] = storing.stats()
+            for name, storing in zip(stats, self._stages.models):
+                stats[name]["store"] = storing.stats()
         return stats
 
     @property
@@ -153,7 +153,7 @@ class Running:
         stats, position, figures = self.stats(), self._position(), []
         for model, pool, place in zip(self._models, self.pools, self._places):
             service = place.service if isinstance(place, ServiceTeachers) else model.name
-            if model.name in stats:  # all but at the very beginning
+            if model.name in stats:  # all but at the very beginning, before there is its pool
                 of = {**stats[model.name], "position": position}
                 figures.append((Labels(service, pool.name), of))
         return figures

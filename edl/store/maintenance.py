@@ -1,27 +1,23 @@
-"""What is done to whole stores: looking, checking, putting together, taking out."""
+"""What is done to whole stores: looking, checking, putting together."""
 
 from __future__ import annotations
 
 import contextlib
 import heapq
-import io
 import operator
 import os
 import shutil
 import signal
 import uuid
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Optional, TypeVar
 
-import numpy as np
-
-from edl.errors import ConfigError, StoreError
+from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
-from edl.store.records import KIND, Column, Kind, columns_of, is_sound
+from edl.store.records import KIND, Kind, is_sound
 from edl.store.store import LabelStore
 
 #: Bytes that are written at once.
@@ -61,7 +57,7 @@ class Verdict:
         return sum(map(len, self.damaged.values()))
 
 
-class _Watched:
+class Watched:
     """Records that go by, for whoever wants to know how far it is."""
 
     def __init__(self, progress: Optional[Progress], total: int) -> None:
@@ -135,7 +131,7 @@ def verify(directory: Path, remove: bool = False, progress: Optional[Progress] =
     _check_there(directory)
     with contextlib.closing(places.hold(directory)):
         paths = _environments_in(directory)
-        watched = _Watched(progress, _count(paths))
+        watched = Watched(progress, _count(paths))
         for path in paths:
             sealed = path.name.endswith(places.SEALED)
             try:
@@ -177,7 +173,7 @@ def _check_walkable(path: Path) -> None:
         )
 
 
-def _damaged(environment: Environment, verdict: Verdict, watched: _Watched) -> Iterator[bytes]:
+def _damaged(environment: Environment, verdict: Verdict, watched: Watched) -> Iterator[bytes]:
     kinds = environment.kinds()
     for key, record in watched.through(environment.records()):
         verdict.records += 1
@@ -201,7 +197,7 @@ def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, 
             new = directory / f"{uuid.uuid4().hex[:8]}{places.NEW}"
             new.mkdir()
             try:
-                _put_together(paths, new, _Watched(progress, _count(paths)))
+                _put_together(paths, new, Watched(progress, _count(paths)))
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
@@ -214,7 +210,7 @@ def compact(directory: Path, progress: Optional[Progress] = None) -> tuple[int, 
         return before, places.nbytes(directory)
 
 
-def _put_together(paths: Iterable[Path], new: Path, watched: _Watched) -> None:
+def _put_together(paths: Iterable[Path], new: Path, watched: Watched) -> None:
     with contextlib.ExitStack() as stack:
         environments = []
         for path in paths:
@@ -227,14 +223,14 @@ def _put_together(paths: Iterable[Path], new: Path, watched: _Watched) -> None:
         texts = {name: text for each in environments for name, text in each.texts().items()}
         streams = [environment.records() for environment in environments]
         sorted_records = watched.through(heapq.merge(*streams, key=operator.itemgetter(0)))
-        sound = _sound_ones(kinds, sorted_records)
+        sound = sound_ones(kinds, sorted_records)
         _write(sound, texts, lambda page, new: target.write(page, new, append=True))
 
 
-def _sound_ones(
+def sound_ones(
     kinds: dict[bytes, Kind], records: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Each key once."""
+    """Those that are what was written, each key once."""
     last = b""
     for key, record in records:
         if key != last and is_sound(kinds.get(key[:KIND]), key, record):
@@ -267,14 +263,14 @@ def merge(directory: Path, sources: Sequence[Path], progress: Optional[Progress]
     Raises StoreError, for a source that is none or the store itself, too.
     """
     added = 0
-    watched = _Watched(progress, sum(_count(_environments_in(source)) for source in sources))
+    watched = Watched(progress, sum(_count(_environments_in(source)) for source in sources))
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(directory):
             raise StoreError(f"{source} cannot be merged into itself")
         with open_existing(source) as theirs, LabelStore(directory) as ours:
             for environment in theirs.environments():
                 records = watched.through(environment.records())
-                sound = _sound_ones(environment.kinds(), records)
+                sound = sound_ones(environment.kinds(), records)
                 added += _write(_missing(ours, sound), environment.texts(), ours.write)
     return added
 
@@ -285,107 +281,6 @@ def _missing(
     for key, record in records:
         if not any(environment.has([key]) for environment in store.environments()):
             yield key, record
-
-
-# --- taking out ---------------------------------------------------------------------------------
-
-
-def export(directory: Path, path: Path, kind: str = "", progress: Optional[Progress] = None) -> int:
-    """Write the labels of one kind to ``path``, a .npz file; how many rows there are.
-
-    ``key``: (rows, 24) uint8, or 28, of which the first 8 are the kind and the next 16 the row's
-    digest. Each column is an array (rows, ...) of its name. Where rows differ in length, their
-    tokens follow each other, (tokens, ...), and ``NAME.lengths`` (rows,) int64 says how many each
-    has. ``kind``: the beginning of its id in hexadecimal digits; needed if there are several.
-    Raises StoreError, ConfigError if that says no kind, or several.
-    """
-    if path.suffix != ".npz":
-        raise ConfigError(f"labels are exported as .npz files, and {path} is none")
-    with open_existing(directory) as store:
-        chosen = _choose(store.kinds(), kind)
-        for column in chosen.columns:
-            if any(index for index in column.open):
-                raise StoreError(f"rows of {column.name!r} differ in more than their length")
-        keys = _keys(store, chosen)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                shape = (len(keys), len(keys[0]) if keys else KIND)
-                _write_array(archive, "key", shape, "uint8", iter(keys))
-                watched = _Watched(progress, len(keys) * len(chosen.columns))
-                for column in chosen.columns:
-                    _export_column(archive, store, chosen, column, keys, watched)
-            part.replace(path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            if isinstance(error, OSError):
-                raise StoreError(f"{path} cannot be written: {error}") from error
-            raise
-    return len(keys)
-
-
-def _choose(kinds: Sequence[Kind], wanted: str) -> Kind:
-    found = [kind for kind in kinds if kind.id.hex().startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
-    known = ", ".join(f"{kind.id.hex()} ({kind.prediction} of {kind.model})" for kind in kinds)
-    raise ConfigError(f"{len(found)} kinds of labels are meant; name one of {known or 'none'}")
-
-
-def _keys(store: LabelStore, kind: Kind) -> list[bytes]:
-    """All keys of a kind whose records are sound, each once."""
-    streams = [environment.records(kind.id) for environment in store.environments()]
-    merged = heapq.merge(*streams, key=operator.itemgetter(0))
-    return [key for key, _ in _sound_ones({kind.id: kind}, merged)]
-
-
-def _export_column(
-    archive: zipfile.ZipFile,
-    store: LabelStore,
-    kind: Kind,
-    column: Column,
-    keys: Sequence[bytes],
-    watched: _Watched,
-) -> None:
-    index = kind.columns.index(column)
-
-    def parts() -> Iterator[tuple[tuple[int, ...], bytes]]:
-        for start in range(0, len(keys), 256):
-            found: dict[bytes, tuple[tuple[int, ...], bytes]] = {}
-            some = list(keys[start : start + 256])
-
-            for environment in store.environments():
-                with environment.read(some) as records:
-                    for key, record in zip(some, records):
-                        if record is not None and is_sound(kind, key, record):
-                            _, shape, octets = list(columns_of(kind, record))[index]
-                            found[key] = shape, bytes(octets)
-            yield from (found[key] for key in some)
-
-    written = (octets for _, octets in watched.through(parts()))
-    if not column.open:
-        shape = (len(keys), *column.shape)
-        _write_array(archive, column.name, shape, column.dtype, written)
-        return
-    lengths = np.array([shape[0] for shape, _ in parts()], np.int64)
-    total = (int(lengths.sum()), *column.shape[1:])
-    _write_array(archive, column.name, total, column.dtype, written)
-    name = f"{column.name}.lengths"
-    _write_array(archive, name, lengths.shape, "int64", iter([lengths.tobytes()]))
-
-
-def _write_array(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str, parts: Iterator[bytes]
-) -> None:
-    """One array of the archive, from its bytes."""
-    head = io.BytesIO()
-    said = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(head, said)
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-        file.write(head.getvalue())
-        for part in parts:
-            file.write(part)
 
 
 def _sync(directory: Path) -> None:

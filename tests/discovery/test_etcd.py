@@ -66,6 +66,11 @@ def test_no_etcd_is_an_error_that_names_it():
         etcd.call(lambda client: client.get("/"))
 
 
+def test_a_host_that_can_be_none_is_the_same_error():
+    with Etcd("a..b:2379", timeout=1.0) as etcd, pytest.raises(EtcdUnavailable, match=r"a\.\.b"):
+        etcd.call(lambda client: client.get("/"))
+
+
 def test_a_closed_client_is_an_error(etcd_server):
     etcd = Etcd(etcd_server.endpoint)
     etcd.close()

@@ -73,8 +73,9 @@ def test_it_settles_on_what_is_enough_and_not_much_more(loads, rate, lag, teache
     enough = HEADROOM * sum(loads) / rate
     # Each doubling takes the lag and what is looked at; the first is from one teacher.
     doublings = 1 + math.ceil(math.log2(max(1, enough)))
-    settled = doublings * (lag + int(RISE_AFTER) + 3) + lag + int(SOON.fall_after) + 10
-    number = plant.run(settled, loads)
+    waiting = doublings * (lag + int(RISE_AFTER) + 3)
+    number = plant.run(waiting + lag + int(SOON.fall_after) + 10, loads)
+    assert max(plant.waits[waiting:]) == 0, "it waits no longer than the page says"
     least, most = math.ceil(enough - 1e-6), math.ceil((1 + SLACK) * enough + 1e-6)
     assert least / (1 + TOLERANCE) <= number <= most / (1 - TOLERANCE)
     assert plant.run(200, loads) == number

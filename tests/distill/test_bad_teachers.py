@@ -127,6 +127,24 @@ def test_a_bad_teacher_beside_a_good_one_changes_nothing(sums_teacher, behaviour
     bad.close()
 
 
+def test_a_connection_whose_tls_is_refused_late_is_made_anew():
+    """A teacher that does not like a certificate says so when it gets to it."""
+    first = []
+
+    def refuse(conn, meta, feeds):
+        first.append(conn)
+        if conn is first[0]:
+            respond(conn, meta, [], frame.ESSL, "no")
+        else:
+            respond(conn, meta, encode_response({"prob": right(feeds)}))
+
+    teacher = BadTeacher(refuse)
+    with DistillReader(["img", "label"], ["prob"], source, teacher.endpoint) as reader:
+        check(reader)
+        assert reader.stats()["lost_teachers"] == 1
+    teacher.close()
+
+
 def test_two_teachers_that_refuse_are_quoted_in_the_error():
     says = [
         BadTeacher(

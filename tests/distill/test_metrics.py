@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from edl.discovery import StudentRecord
 from edl.discovery.keys import STUDENTS, service_prefix
 from edl.discovery.watch import list_prefix
-from edl.distill import DistillReader, Limits, TeacherPool
-from edl.distill.metrics import parse_ports
+from edl.distill import DistillReader, Limits, TeacherPool, running
+from edl.distill.metrics import advertised, parse_ports
 from edl.errors import BatchRefused, ConfigError
 from tests.support.processes import alive, eventually, python_teacher
 
@@ -93,6 +93,21 @@ def test_what_is_served_is_what_the_student_counts(model_teacher, tmp_path):
     assert there["edl_student_volume_high_batches"] == limits.high_batches
     assert there["edl_student_request_seconds_count"] == there["edl_student_requests_total"] == 20
     assert 0 < there["edl_student_wait_seconds_total"] <= there["edl_student_seconds_total"]
+
+
+def test_who_asks_while_a_student_begins_is_told_what_there_is(
+    model_teacher, tmp_path, monkeypatch
+):
+    answers = []
+
+    def ask_first(server, config):
+        answers.append(figures(server.endpoint))
+        return advertised(server, config)
+
+    monkeypatch.setattr(running, "advertised", ask_first)
+    with reader_of(model_teacher.endpoint, metrics_port=0, store=tmp_path / "labels") as reader:
+        assert len(list(reader)) == 20
+    assert len(answers) == 1
 
 
 def test_waiting_is_seen_while_it_lasts(own_teacher):

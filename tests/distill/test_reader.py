@@ -394,7 +394,7 @@ def test_the_interpreter_ends_at_once_however_the_program_ends(sums_teacher, how
         process.send_signal(2)
     started = time.monotonic()
     _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     if how == "exit":
         assert process.returncode == 0
         assert "Traceback" not in errors

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import tracemalloc
@@ -540,6 +541,19 @@ def test_garbage_ends_its_connection_and_no_other(secured, ours, sent):
                 while sock.recv(1 << 16):
                     pass
         assert len(client.infer(ONE)["y"])
+
+
+def test_a_peer_that_resets_its_connection_before_the_handshake_is_no_failure(
+    secured, ours, caplog
+):
+    """As who looks for open ports does: what it has sent is there, and it is not any longer."""
+    host, port = secured.endpoint.split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.sendall(b"\x16\x03\x01")
+    assert ask(secured.endpoint, ours.trust()).tolist() == [[2, 2, 2]]
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_a_peer_that_breaks_off_in_a_request_costs_nobody_else(secured, ours):

@@ -10,7 +10,8 @@ import xxhash
 
 from edl.errors import ConfigError, StoreError
 from edl.store import LabelStore
-from edl.store.maintenance import compact, export, holdings, merge, verify
+from edl.store.exporting import export
+from edl.store.maintenance import compact, holdings, merge, verify
 from edl.store.records import Labels, id_of
 from tests.store.test_store import KIND, TOKENS, added, assert_has, rows
 from tests.support.processes import edl

@@ -86,9 +86,15 @@ class Stream:
         """Agree on keys with the peer, before anything is read or sent; its certificate, if one is
         asked for, is on what this returns. Raises TimeoutError, and OSError (ssl.SSLError is one).
         """
-        self._socket = self._tls = context.wrap_socket(
-            self._socket, server_side=True, do_handshake_on_connect=False
-        )
+        if self._watched:  # the number of what may be closed in the next step
+            self._watched = False
+            self._loop.remove_reader(self._socket)
+        try:
+            self._socket = self._tls = context.wrap_socket(
+                self._socket, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError as error:  # the peer has reset it, and ssl has closed it
+            raise ConnectionResetError(f"{self.peer} closed the connection: {error}") from error
         while True:
             try:
                 self._tls.do_handshake()

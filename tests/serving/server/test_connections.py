@@ -135,7 +135,7 @@ def test_who_is_gone_when_its_answer_is_there_harms_nobody(ask):
 
 
 def test_who_takes_its_answer_slowly_but_steadily_gets_all_of_it():
-    options = ServerOptions(limits=Limits(patience=0.5))
+    options = ServerOptions(limits=Limits(patience=1.0))
     with serve(lambda x: 2 * x, FEEDS, FETCHES, options=options) as teacher:
         big = b"".join(encode_request({"x": np.ones((1, 4_000_000), "f4")}, []))
         with connect(teacher) as sock:  # more than the sockets' buffers hold
@@ -145,8 +145,8 @@ def test_who_takes_its_answer_slowly_but_steadily_gets_all_of_it():
             body, started = b"", time.monotonic()
             while len(body) < body_size:
                 body += receive(sock, min(128 << 10, body_size - len(body)))
-                time.sleep(0.01)
-        assert time.monotonic() - started > 0.5, "longer than anybody may stall"
+                time.sleep(0.02)
+        assert time.monotonic() - started > 1.0, "longer than anybody may stall"
         meta, _ = frame.parse_body(memoryview(body), meta_size)
         assert meta.error_code == 0
 
