@@ -62,9 +62,23 @@ def _let_go_of(pipes):
 
 
 def pytest_collection_modifyitems(items):
-    """Modules with slow tests first: at the end a run would wait for one of them alone."""
+    """Modules with slow tests first, in each of xdist's workers, to whom it gives equal shares in
+    turn: at the end a run would wait for one of them alone.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    firsts = [[] for _ in range(workers)]
+    for number, path in enumerate(sorted(slow)):
+        firsts[number % workers] += [item for item in items if item.path == path]
+    rest = [item for item in items if item.path not in slow]
+    left = len(items)
+    items.clear()
+    for number, first in enumerate(firsts):
+        share = left // (workers - number)
+        room = max(0, share - len(first))
+        items += first + rest[:room]
+        rest, left = rest[room:], left - share
+    items += rest
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -43,10 +43,8 @@ def test_the_whole_demo(tmp_path):
         ("service", "1 real, this CPU"),
         ("service", "none: a label store"),
     ]
-    for cells in rows.values():  # mean and standard deviation over the seeds
-        mean, deviation = map(float, cells[2].split("±"))
-        assert 0 < mean <= 100
-        assert deviation < 50
+    for cells in rows.values():
+        assert 0 < float(cells[2]) <= 100, "of one seed, so without a deviation"
     assert float(rows["pure", "none"][-2]) == 1
     # What was recorded is what the teacher says in the student's process.
     online, service, stored = (
