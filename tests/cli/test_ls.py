@@ -135,14 +135,15 @@ def test_ls_watch_redraws_until_it_is_interrupted(etcd_server, populated):
     process.stdout.close()
 
 
-def test_a_terminal_is_redrawn_until_ctrl_c(etcd_server, etcd, service):
+@pytest.mark.parametrize("command", [("ls", "--watch"), ("top",)])
+def test_a_terminal_is_redrawn_until_ctrl_c(etcd_server, etcd, service, command):
     first = Registration(etcd, service, "10.0.0.3:9000", "{}")
     second = Registration(etcd, service, "10.0.0.4:9000", "{}")
-    command = [sys.executable, "-m", "edl.cli.main", "ls", "--etcd", etcd_server.endpoint]
+    where = ("--etcd", etcd_server.endpoint, "--service", service)
     screen, terminal = pty.openpty()
     first.start()
     with subprocess.Popen(
-        [*command, "--watch", "--service", service], cwd=ROOT, stdout=terminal
+        [sys.executable, "-m", "edl.cli.main", *command, *where], cwd=ROOT, stdout=terminal
     ) as process:
         os.close(terminal)
         shown = b""

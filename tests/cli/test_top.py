@@ -1,9 +1,6 @@
-"""``edl top`` and ``edl dashboard`` as commands."""
+"""``edl top`` and ``edl dashboard`` as commands. How a terminal is redrawn: see ``test_ls``."""
 
-import contextlib
 import io
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -45,31 +42,6 @@ def test_top_without_etcd_says_so():
     assert shown.returncode == 1
     assert "does not answer" in shown.stderr
     assert "Traceback" not in shown.stderr
-
-
-def test_top_is_redrawn_until_ctrl_c(etcd_server, etcd, service):
-    first = Registration(etcd, service, "10.0.0.3:9000", "{}")
-    second = Registration(etcd, service, "10.0.0.4:9000", "{}")
-    keyboard, terminal = pty.openpty()
-    first.start()
-    with start(
-        "top", "--etcd", etcd_server.endpoint, "--service", service, stdout=terminal
-    ) as process:
-        os.close(terminal)
-        shown = b""
-        while b"10.0.0.3:9000" not in shown:
-            shown += os.read(keyboard, 1 << 16)
-        second.start()
-        while b"10.0.0.4:9000" not in shown:
-            shown += os.read(keyboard, 1 << 16)
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # the end of the terminal
-            while os.read(keyboard, 1 << 16):
-                pass
-        assert process.wait(20) == 0
-    os.close(keyboard)
-    first.stop()
-    second.stop()
 
 
 def test_where_not_all_fit_those_in_trouble_are_shown_and_the_others_counted():
