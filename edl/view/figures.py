@@ -24,7 +24,6 @@ read_teacher = reader(
         "edl_tokens_total",
         "edl_compute_seconds_sum",
         "edl_queued_rows",
-        "edl_queued_requests",
         "edl_workers_ready",
     ]
 )
