@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,9 +24,10 @@ import click
 
 from edl._paddle import import_paddle
 from edl._process import stop_event
+from edl.demos import processes
 from edl.demos.cluster_teacher import MODEL
 from edl.demos.digits import Mixtures, TeacherHost, load_digits, make_teacher, train
-from edl.discovery.embedded import EmbeddedEtcd, die_with_parent, free_port
+from edl.discovery.embedded import EmbeddedEtcd, free_port
 from edl.errors import EdlError
 from edl.serving import export_model
 
@@ -35,7 +35,6 @@ TEACHERS, STUDENTS = 3, 2
 
 _EDL = (sys.executable, "-m", "edl.cli.main")
 _ALERTS = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"
-_END_WITHIN = 5.0
 _REPLACE_EVERY = 60.0
 
 
@@ -109,15 +108,7 @@ class _Process:
     def __init__(
         self, command: Sequence[str], log: Path, extra: Optional[Mapping[str, str]] = None
     ) -> None:
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **(extra or {})},
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-                start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
-            )
+        self._process = processes.start(command, log, extra)
 
     def wait_for(self, start: str, log: Path, timeout: float = 30.0) -> str:
         """The line that begins so, once it is there. Raises EdlError with its last words."""
@@ -133,12 +124,7 @@ class _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_END_WITHIN)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        processes.end([self._process])
 
 
 def _student(etcd: str, number: int, work_dir: Path) -> _Process:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import statistics
 import subprocess
@@ -31,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edl._paddle import import_paddle
-from edl.discovery.embedded import EmbeddedEtcd, die_with_parent
+from edl.demos import processes
+from edl.discovery.embedded import EmbeddedEtcd
 from edl.distill import DistillReader
 from edl.errors import EdlError, MissingDependencyError
 from edl.serving import export_model
@@ -40,8 +40,6 @@ SERVICE = "digits_teacher"
 STUDENT_IMAGES = 150
 BATCH, BATCHES_PER_EPOCH = 64, 20
 TEMPERATURE = 2.0
-
-_END_WITHIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -309,16 +307,8 @@ class TeacherHost:
         command = [sys.executable, "-m", "edl.cli.main", "teacher", *self._arguments]
         command += ["--cpu-threads", "1", "--ttl", "5"]
         # So that the socket of one that is killed goes with the rest.
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._work_dir.resolve())}
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-                start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
-            )
+        extra = {"XDG_RUNTIME_DIR": str(self._work_dir.resolve())}
+        process = processes.start(command, log, extra)
         self._started.append(TeacherProcess(process, log))
         return self._started[-1]
 
@@ -326,14 +316,7 @@ class TeacherHost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for teacher in self._started:
-            teacher.process.terminate()
-        for teacher in self._started:
-            try:
-                teacher.process.wait(_END_WITHIN)
-            except subprocess.TimeoutExpired:
-                teacher.process.kill()
-                teacher.process.wait()
+        processes.end([teacher.process for teacher in self._started])
 
 
 class _Incident:
