@@ -326,15 +326,20 @@ import os, pathlib, sys
 from edl.store import LabelStore
 from tests.store.test_store import added, assert_has
 directory = pathlib.Path(sys.argv[1])
+with LabelStore(sys.argv[2]) as store:  # what is imported late may lie where only root may read
+    added(store, [0])
+    assert_has(store, [0])
 for path in [directory, *directory.rglob("*")]:
     path.chmod(0o555 if path.is_dir() else 0o444)
-if not os.geteuid():
+user = os.geteuid()
+if not user:
     os.seteuid(65534)  # who is root may write anywhere
 with LabelStore(directory) as store:
     assert_has(store, range(10))
     added(store, [11])
     assert store.flush()
     assert "cannot be written" in store.full
+os.seteuid(user)  # what is measured of this process is written where only its user may
 """
 
 
@@ -345,7 +350,7 @@ def test_one_that_may_only_be_read_is_read(tmp_path):
         with LabelStore(directory) as store:
             added(store, range(10))
         compact(directory)
-        command = [sys.executable, "-c", _READ_ONLY, str(directory)]
+        command = [sys.executable, "-c", _READ_ONLY, str(directory), str(tmp_path)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         for path in [directory, *directory.rglob("*")]:
             path.chmod(0o755)
