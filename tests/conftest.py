@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from tests.support.processes import eventually, python_teacher
 # Several tests share few cores. OpenMP's threads spin while they wait for one another, so that two
 # training programs with two threads each take twice as long as with one. Read when numpy is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Many hundred processes import the same modules, which are compiled once, whatever the environment
+# says of the files in which that is kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _numbers = itertools.count()
 
@@ -59,6 +65,17 @@ def _let_go_of(pipes):
         os.close(nothing)
 
     return let_go
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    """All modules and thousands of tests stay until the end: the garbage collector need not go
+    through them, neither while they become more nor ever after.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl._checks import check_count, check_positive
+from edl._paddle import import_paddle
 from edl.distill.batches import read_batches, read_sample_lists, read_samples
 from edl.distill.hapi import tend_models
 from edl.distill.loaders import Iteration, tend_dataloaders
@@ -45,15 +46,15 @@ from edl.distill.workers import (
     wait_for,
     worker_info,
 )
-from edl.errors import ConfigError, ReaderError
+from edl.errors import ConfigError, MissingDependencyError, ReaderError
 from edl.serving.model.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
     IterableDataset = object
 else:
     try:  # a student has Paddle; whoever only looks at this module need not
-        from paddle.io import IterableDataset
-    except ImportError:
+        IterableDataset = import_paddle("DistillReader").io.IterableDataset
+    except MissingDependencyError:
         IterableDataset = object
 
 _SAMPLE, _SAMPLE_LIST, _BATCH = "sample", "sample list", "batch"

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.modules import modules_of
+from tests.support.modules import modules_of, need
 from tests.support.processes import ROOT, Teacher, alive, children_of, eventually
 from tests.support.resnet import finish
 
 paddle = pytest.importorskip("paddle")
-pytest.importorskip("snownlp")
+need("snownlp")
 DEMO = ROOT / "demos" / "lm"
 MODULES = ("data", "models", "train")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -6,19 +6,22 @@ import struct
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
+from tests.support.modules import need
 from tests.support.processes import ROOT, Teacher
 from tests.support.resnet import finish, python
 
 pytestmark = [pytest.mark.slow]
 pytest.importorskip("paddle")
+need("sklearn")
 TRAIN = ROOT / "demos" / "mnist" / "train.py"
 
 
 @pytest.fixture
 def mnist_files(tmp_path):
     """MNIST's four files with pictures of scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     images = np.kron(images.reshape(-1, 8, 8), np.ones((3, 3))) * 15
     images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)

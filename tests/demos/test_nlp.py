@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.support.modules import modules_of
+from tests.support.modules import modules_of, need
 from tests.support.processes import ROOT, Teacher, alive, children_of, eventually
 from tests.support.resnet import finish
 
 paddle = pytest.importorskip("paddle")
-pytest.importorskip("snownlp")
+need("snownlp")
 DEMO = ROOT / "demos" / "nlp"
 MODULES = ("data", "models", "teacher", "train", "ernie")
 # The interpreter that runs the tests, and its ``edl``.

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, blocks
+from tests.support.modules import need
 from tests.support.processes import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 pytest.importorskip("paddle")
-pytest.importorskip("sklearn")
+need("sklearn")
 
 PAGE = "docs/tutorial.md"
 PORTS = ("2379", "9292", "9293", "9294")
