@@ -1,9 +1,18 @@
-"""A teacher for the ResNet demo, and services of it."""
+"""A teacher for the ResNet demo, services of it, and pictures."""
 
 import pytest
 
-from tests.support.processes import Teacher
-from tests.support.resnet import NETWORK, finish, python
+from tests.support.pictures import cifar
+from tests.support.resnet import NETWORK, cluster_of, finish, python
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """What train.py is told in order to train a small network on 1,200 pictures for an epoch."""
+    parts = [*(f"cifar/data_batch_{number}" for number in range(1, 6)), "cifar/test_batch"]
+    archive, _ = cifar(tmp_path_factory.mktemp("data") / "c.tar.gz", parts, b"labels", 240)
+    data = ("--data", "cifar10", "--data-path", archive)
+    return ("--student", NETWORK, "--epochs", 1, "--warmup-epochs", 0.2, *data)
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +29,7 @@ def resnet_teacher(tmp_path_factory):
         parameter.set_value(parameter * 1000)
     paddle.save(network.state_dict(), str(directory / "w.pdparams"))
     arguments = ("--network", NETWORK, "--weights", directory / "w.pdparams", "--classes", 10)
+    arguments += ("--data", "cifar10")
     finish(python("export.py", *arguments, "--out", directory / "model"))
     return directory
 
@@ -27,14 +37,5 @@ def resnet_teacher(tmp_path_factory):
 @pytest.fixture
 def cluster(resnet_teacher, etcd_server, service):
     """cluster(): one more teacher in the service; cluster.address: where students find them."""
-    teachers = []
-
-    def start():
-        where = ("--etcd", etcd_server.endpoint, "--service", service, "--ttl", 2)
-        teachers.append(Teacher("--model", resnet_teacher / "model", *where, verbose=False))
-        return teachers[-1]
-
-    start.address = f"etcd://{etcd_server.endpoint}/{service}"
-    yield start
-    for teacher in teachers:
-        teacher.close()
+    with cluster_of(resnet_teacher / "model", etcd_server, service) as start:
+        yield start

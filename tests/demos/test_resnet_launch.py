@@ -6,31 +6,33 @@ import signal
 import numpy as np
 import pytest
 
+from edl.discovery import Etcd
 from edl.view.registry import read
 from tests.support.processes import alive, children_of, eventually
-from tests.support.resnet import DEMO, EDL, SMALL, finish, losses, python, steps
+from tests.support.resnet import DEMO, EDL, cluster_of, finish, losses, python, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 pytest.importorskip("paddle")
 
-BATCH, RANKS = 32, 2
+BATCH, RANKS, EPOCHS = 32, 2, 2
 SEEN = [step * BATCH * RANKS for step in range(1, 1200 // (BATCH * RANKS) + 1)]
+ALL = [(epoch, seen) for epoch in range(EPOCHS) for seen in SEEN]
 
 
-def launch(output, *options, elastic="", epochs=1):
+def launch(output, *options, elastic=""):
     """Two ranks of train.py; with ``elastic``, an etcd, by which they are started again."""
     program = ("-m", "paddle.distributed.launch")
     if elastic:
         program = (*EDL, "launch", "--master", f"etcd://{elastic}", "--elastic_level", 1)
         program += ("--job_id", output.name)
     where = ("--log_dir", output / "log", "--nproc_per_node", RANKS, DEMO / "train.py")
-    training = (*SMALL, "--epochs", epochs, "--output", output, "--log-every", 1)
-    return python(*program, *where, *training, "--mode", "service", *options)
+    training = ("--epochs", EPOCHS, "--output", output, "--log-every", 1, "--save-every", 4)
+    return python(*program, *where, *options, *training, "--mode", "service")
 
 
-def first_again(seen):
+def first_again(done):
     """The place of the first step after a restart, which goes back to a checkpoint."""
-    return next(place for place in range(1, len(seen)) if seen[place] <= seen[place - 1])
+    return next(place for place in range(1, len(done)) if done[place] <= done[place - 1])
 
 
 OTHER_STUDENT = """
@@ -65,63 +67,71 @@ def others(cluster, tmp_path):
         process.communicate()
 
 
-def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(
-    cluster, etcd, service, tmp_path
-):
-    teachers = {cluster().endpoint, cluster().endpoint}
+@pytest.fixture(scope="module")
+def undisturbed(small, resnet_teacher, etcd_server, tmp_path_factory):
+    """A run of two ranks with two teachers: its directory, in which only the losses are looked at,
+    and what it said, once each rank has had a teacher of its own.
+    """
+    output = tmp_path_factory.mktemp("undisturbed")
+    with (
+        cluster_of(resnet_teacher / "model", etcd_server, output.name) as cluster,
+        Etcd(etcd_server.endpoint) as etcd,
+    ):
+        teachers = sorted(cluster().endpoint for _ in range(RANKS))
 
-    def shared_out():
-        students = read(etcd, service).get(service, {}).get("students", {})
-        return sorted(student["teachers"] for student in students.values())
+        def shared_out():
+            students = read(etcd, output.name).get(output.name, {}).get("students", {})
+            return sorted(student["teachers"] for student in students.values())
 
-    launcher = launch(tmp_path, "--teachers", cluster.address, epochs=2)
-    eventually(lambda: shared_out() == [[teacher] for teacher in sorted(teachers)], 120)
-    output = finish(launcher)
-    assert "top-1" in output
-    first, second = losses(tmp_path, 0), losses(tmp_path, 1)
-    assert list(first) == list(second) == [(epoch, seen) for epoch in (0, 1) for seen in SEEN]
+        launcher = launch(output, *small, "--teachers", cluster.address)
+        eventually(lambda: shared_out() == [[teacher] for teacher in teachers], 120)
+        return output, finish(launcher)
+
+
+def test_ranks_read_disjoint_shares_and_the_teachers_are_balanced_between_them(undisturbed):
+    output, said = undisturbed
+    assert "top-1" in said
+    first, second = losses(output, 0), losses(output, 1)
+    assert list(first) == list(second) == ALL
     assert not set(first.values()) & set(second.values())
 
 
 def test_a_killed_rank_is_started_again_and_the_epoch_is_completed_as_if_nothing_had_happened(
-    cluster, etcd_server, others, tmp_path
+    undisturbed, small, cluster, etcd_server, others, tmp_path
 ):
     first = cluster()
     cluster()
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    service = ("--teachers", cluster.address, "--save-every", 4)
-    finish(launch(undisturbed, *service))
-
     eventually(others, 30)
-    launcher = launch(disturbed, *service, "--resume", elastic=etcd_server.endpoint)
-    eventually(lambda: len(steps(disturbed, 1)) >= 6, 90)
+    service = ("--teachers", cluster.address, "--resume")
+    launcher = launch(tmp_path, *small, *service, elastic=etcd_server.endpoint)
+    eventually(lambda: len(steps(tmp_path, 1)) >= 6, 90)
     ranks = children_of(launcher.pid)
     assert len(ranks) == RANKS
     os.kill(ranks[1], signal.SIGKILL)
     eventually(lambda: not any(map(alive, ranks)), 30)
     before = others()
     eventually(lambda: others() > before + 10, 30)  # teachers are up, and serve others
-    eventually(lambda: any(seen <= SEEN[5] for _, seen, _ in steps(disturbed, 1)[6:]), 90)
+    eventually(lambda: any(step[:2] <= ALL[5] for step in steps(tmp_path, 1)[6:]), 90)
     first.kill(signal.SIGKILL)
     cluster()
     finish(launcher)
 
     for rank in range(RANKS):
-        written = [seen for _, seen, _ in steps(disturbed, rank)]
+        written = [step[:2] for step in steps(tmp_path, rank)]
         again = first_again(written)
-        assert written[:again] == SEEN[:again]
-        resumed_after = written[again] - BATCH * RANKS
-        assert resumed_after % (4 * BATCH * RANKS) == 0
-        assert resumed_after > 0
-        assert written[again:] == [seen for seen in SEEN if seen > resumed_after]
-        expected, got = losses(undisturbed, rank), losses(disturbed, rank)
+        assert written[:again] == ALL[:again]
+        resumed_at = ALL.index(written[again])
+        assert resumed_at % 4 == 0
+        assert resumed_at > 0
+        assert written[again:] == ALL[resumed_at:]
+        expected, got = losses(undisturbed[0], rank), losses(tmp_path, rank)
         assert got.keys() == expected.keys()
         np.testing.assert_allclose(
             [got[key] for key in expected], list(expected.values()), rtol=1e-3, atol=1e-4
         )
 
 
-def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(cluster, etcd_server, tmp_path):
+def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(small, cluster, etcd_server, tmp_path):
     """Two launchers, as on two machines; one is killed with its rank."""
     cluster()
 
@@ -129,7 +139,7 @@ def test_the_ranks_that_are_left_share_the_rest_of_the_epoch(cluster, etcd_serve
         program = (*EDL, "launch", "--master", f"etcd://{etcd_server.endpoint}", "--nnodes", "1:2")
         program += ("--elastic_level", 1, "--elastic_timeout", 8, "--job_id", tmp_path.name)
         program += ("--nproc_per_node", 1, "--log_dir", tmp_path / f"log{number}")
-        training = (*SMALL, "--output", tmp_path, "--log-every", 1, "--save-every", 2, "--resume")
+        training = (*small, "--output", tmp_path, "--log-every", 1, "--save-every", 2, "--resume")
         training += ("--mode", "service", "--teachers", cluster.address)
         return python(*program, DEMO / "train.py", *training)
 

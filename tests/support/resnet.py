@@ -1,15 +1,15 @@
 """Running demos/resnet in processes of its own."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, Teacher
 
 DEMO = ROOT / "demos" / "resnet"
 NETWORK = "shufflenet_v2_x0_25"
-SMALL = ("--student", NETWORK, "--epochs", 1, "--warmup-epochs", 0.2)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
 EDL = ("-m", "edl.cli.main")
 
@@ -39,3 +39,21 @@ def steps(directory, rank=0):
 def losses(directory, rank=0):
     """{(epoch, samples seen): loss}; of a step that was done twice, the later one."""
     return {(epoch, seen): loss for epoch, seen, loss in steps(directory, rank)}
+
+
+@contextlib.contextmanager
+def cluster_of(model, etcd_server, service):
+    """start(): one more teacher in the service; start.address: where students find them."""
+    teachers = []
+
+    def start():
+        where = ("--etcd", etcd_server.endpoint, "--service", service, "--ttl", 2)
+        teachers.append(Teacher("--model", model, *where, verbose=False))
+        return teachers[-1]
+
+    start.address = f"etcd://{etcd_server.endpoint}/{service}"
+    try:
+        yield start
+    finally:
+        for teacher in teachers:
+            teacher.close()
