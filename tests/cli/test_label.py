@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from edl.cli import main
 from edl.discovery import Registration
 from edl.distill import DistillReader
 from edl.serving import serve
@@ -107,7 +108,22 @@ def labelled(process):
     """What it says at its end: rows labelled, and rows that were there."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    return tuple(map(int, re.match(r"(\d+) rows labelled, (\d+) were there", out).groups()))
+    return counts(out)
+
+
+def counts(said):
+    return tuple(map(int, re.match(r"(\d+) rows labelled, (\d+) were there", said).groups()))
+
+
+@pytest.fixture
+def label(capsys):
+    """The same of one that is run to its end, in this process."""
+
+    def run(*args):
+        main.edl(list(map(str, arguments(*args))), standalone_mode=False)
+        return counts(capsys.readouterr().out)
+
+    return run
 
 
 def assert_complete(store, source=numbers):
@@ -116,31 +132,29 @@ def assert_complete(store, source=numbers):
 
 
 @pytest.mark.parametrize("source", ["numbers", "through", "creator", "loader"])
-def test_all_rows_are_labelled_and_a_second_run_asks_nothing(tmp_path, teacher, source):
-    assert labelled(started(tmp_path, teacher.endpoint, source)) == (COUNT * ROWS, 0)
+def test_all_rows_are_labelled_and_a_second_run_asks_nothing(tmp_path, teacher, label, source):
+    assert label(tmp_path, teacher.endpoint, source) == (COUNT * ROWS, 0)
     assert len(teacher.seen) == COUNT * ROWS
-    assert labelled(started(tmp_path, teacher.endpoint, source)) == (0, COUNT * ROWS)
+    assert label(tmp_path, teacher.endpoint, source) == (0, COUNT * ROWS)
     assert set(teacher.seen.values()) == {1}
     assert_complete(tmp_path)
 
 
-def test_a_sampler_that_takes_a_part_is_asked_which(tmp_path, teacher):
-    assert labelled(started(tmp_path, teacher.endpoint, "part")) == (COUNT * ROWS // 10, 0)
+def test_a_sampler_that_takes_a_part_is_asked_which(tmp_path, teacher, label):
+    assert label(tmp_path, teacher.endpoint, "part") == (COUNT * ROWS // 10, 0)
     assert sorted(teacher.seen) == list(range(0, COUNT * ROWS, 10))
 
 
-def test_each_epoch_has_its_views(tmp_path, teacher):
-    run = started(tmp_path, teacher.endpoint, "views", "--epochs", "3")
-    assert labelled(run) == (3 * COUNT * ROWS, 0)
+def test_each_epoch_has_its_views(tmp_path, teacher, label):
+    assert label(tmp_path, teacher.endpoint, "views", "--epochs", "3") == (3 * COUNT * ROWS, 0)
     assert max(teacher.seen) == 2000 + COUNT * ROWS - 1
 
 
-def test_shards_share_the_work(tmp_path, teacher):
-    runs = [
-        started(tmp_path, teacher.endpoint, "loader", "--shard", f"{number}/3")
+def test_shards_share_the_work(tmp_path, teacher, label):
+    done = [
+        label(tmp_path, teacher.endpoint, "loader", "--shard", f"{number}/3")[0]
         for number in range(3)
     ]
-    done = [labelled(run)[0] for run in runs]
     assert sum(done) == COUNT * ROWS
     assert min(done) > 0
     assert set(teacher.seen.values()) == {1}
@@ -177,14 +191,14 @@ def test_the_part_of_one_that_is_killed_is_taken_over(tmp_path, teacher, registe
     assert_complete(tmp_path)
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, teacher):
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, teacher, label):
     teacher.delay[0] = 0.05
     first = started(tmp_path, teacher.endpoint)
     eventually(lambda: len(teacher.seen) > 100, timeout=30)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     teacher.delay[0] = 0.0
-    asked, there = labelled(started(tmp_path, teacher.endpoint))
+    asked, there = label(tmp_path, teacher.endpoint)
     assert asked + there == COUNT * ROWS
     assert there > 0
     assert_complete(tmp_path)
