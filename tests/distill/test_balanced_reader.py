@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,32 +82,37 @@ def test_without_an_assignment_for_long_readers_choose_for_themselves(four, etcd
     squatter.stop()
 
 
-@pytest.mark.parametrize(
-    ("delay", "source_delay", "least", "most"), [(0.05, 0.0, 0.7, 1.0), (0.0, 0.1, 0.0, 0.3)]
-)
 def test_a_student_says_how_much_it_waits_for_teachers_and_not_for_its_source(
-    etcd_server, etcd, service, delay, source_delay, least, most
+    etcd_server, etcd, service
 ):
-    def source():
-        for batch in batches(10_000):
-            time.sleep(source_delay)
-            yield batch
+    def waits(name, delay, source_delay, least, most):
+        """Whether a student says so, once the moving averages are near to what they will be."""
 
-    def says():
-        """Whether it does, once the moving averages are near to what they will be."""
-        found = list_prefix(etcd, service_prefix(service) + STUDENTS)[0].values()
-        records = map(StudentRecord.from_json, found)
-        return any(one.rows_per_second > 25 and least <= one.waits <= most for one in records)
+        def source():
+            for batch in batches(10_000):
+                time.sleep(source_delay)
+                yield batch
 
-    where = ("--etcd", etcd_server.endpoint, "--service", service)
-    address = f"etcd://{etcd_server.endpoint}/{service}"
-    with python_teacher("Sums", *where, verbose=False, delay=delay):
-        with DistillReader(["img"], ["prob"], source=source, teachers=address) as reader:
-            until = time.monotonic() + 40
-            items = iter(reader)
-            while not says() and time.monotonic() < until:
-                next(items)
-            assert says()
+        def says():
+            found = list_prefix(etcd, service_prefix(name) + STUDENTS)[0].values()
+            records = map(StudentRecord.from_json, found)
+            return any(one.rows_per_second > 25 and least <= one.waits <= most for one in records)
+
+        where = ("--etcd", etcd_server.endpoint, "--service", name)
+        address = f"etcd://{etcd_server.endpoint}/{name}"
+        with python_teacher("Sums", *where, verbose=False, delay=delay):
+            with DistillReader(["img"], ["prob"], source=source, teachers=address) as reader:
+                until = time.monotonic() + 40
+                items = iter(reader)
+                while not says() and time.monotonic() < until:
+                    next(items)
+                return says()
+
+    with ThreadPoolExecutor() as threads:  # both at once: they wait for long
+        for_its_teacher = threads.submit(waits, f"{service}_a", 0.05, 0.0, 0.7, 1.0)
+        for_its_source = threads.submit(waits, f"{service}_b", 0.0, 0.1, 0.0, 0.3)
+    assert for_its_teacher.result()
+    assert for_its_source.result()
 
 
 @pytest.mark.slow

@@ -359,7 +359,7 @@ def test_a_server_that_is_restarted_again_and_again_is_used_at_once_each_time(
         reader_of(f"etcd://{etcd_server.endpoint}/{service}") as found,
     ):
         iterations = [iter(fixed), iter(found)]
-        for number in range(15):
+        for number in range(8):
             with sums(port):
                 for batches in iterations:
                     started = time.monotonic()

@@ -112,7 +112,7 @@ def test_a_load_that_rises_falls_and_rises_again(etcd_server, service):
         # Many: 2.55 teachers with what is to spare. They double once, and then it is known.
         pace(170)
         before = said()
-        assert scaler.settles(3, STAYS) == [1, 2, 3]
+        assert scaler.settles(3) == [1, 2, 3]
         # Few again.
         pace(50)
         after = said()
@@ -123,10 +123,10 @@ def test_a_load_that_rises_falls_and_rises_again(etcd_server, service):
         falling = said()
         assert falling["waited"] - after["waited"] < 2
         assert scaler.settles(3) == [1, 2, 3]
-        # Settled, it does not wait.
+        # Settled, it does not wait, and no more are wanted.
         pace(170)
         settled = said()
-        time.sleep(STAYS)
+        assert scaler.settles(3, STAYS) == [3]
         pace(0)
         end = said()
         assert end["waited"] - settled["waited"] < 0.5
