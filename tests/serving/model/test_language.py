@@ -189,7 +189,7 @@ class Counted(language.LanguagePredictor):
 def ask_at_once(teacher, requests):
     """Answers to requests (feeds and fetches) that are computed in one batch."""
     rows = sum(len(feeds["input_ids"]) for feeds, _ in requests)
-    options = ServerOptions(max_wait=20, max_batch_rows=rows)
+    options = ServerOptions(max_wait=3, max_batch_rows=rows)
     with ServedTeacher(lambda inputs: [WorkerThread(teacher, inputs)], options) as served:
         futures = [concurrent.futures.Future() for _ in requests]
         with TeacherClient(served.endpoint) as client:
