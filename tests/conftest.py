@@ -111,7 +111,7 @@ def _ends_with_its_module():
         return [thread.name for thread in started if thread.name.startswith("edl-")]
 
     if left():
-        gc.collect()  # takes a second in a process that has loaded everything
+        gc.collect()
     with contextlib.suppress(AssertionError):
         eventually(lambda: not left())
     assert left() == []

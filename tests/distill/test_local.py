@@ -233,7 +233,8 @@ def test_data_loader_workers_use_it(sums_teacher, warm):
 def test_whatever_happens_to_teachers_on_the_same_machine():
     """Killed, stopped, continued, drained, replaced, and their workers killed, at random."""
     generator = np.random.default_rng(int(time.time()))
-    teachers = python_teachers(3, "Sums", delay=0.002)
+    delay = 0.02  # they have always something in hand, and few batches do
+    teachers = python_teachers(3, "Sums", delay=delay)
     ports = [teacher.port for teacher in teachers]
     until = time.monotonic() + 12
     endpoints = [teacher.endpoint for teacher in teachers]
@@ -247,7 +248,7 @@ def test_whatever_happens_to_teachers_on_the_same_machine():
                 teacher.kill(signal.SIGKILL if what else signal.SIGTERM)
                 teacher.wait()
                 teacher.close()
-                teachers[number] = python_teacher("Sums", "--port", ports[number], delay=0.002)
+                teachers[number] = python_teacher("Sums", "--port", ports[number], delay=delay)
             elif what == 2:
                 for child in children_of(teacher.process.pid):
                     os.kill(child, signal.SIGKILL)

@@ -578,7 +578,9 @@ def test_what_a_loader_raises_is_raised_in_its_turn(sums_teacher, broken, error,
     """Paddle itself waits for ever, or has words of its own."""
     kind = ReaderError if workers and isinstance(error, Odd) else type(error)
     seen, before = [], running()
-    with make(sums_teacher, broken(error, num_workers=workers)) as reader:
+    # With that time-out Paddle looks after a second whether it is to end, not after five.
+    source = broken(error, num_workers=workers, timeout=workers)
+    with make(sums_teacher, source) as reader:
         with pytest.raises(kind, match="no such file"):
             seen.extend(int(label[0]) // ROWS for _, label, _ in reader)
         assert seen == [0, 1, 2, 3, 4]
@@ -601,7 +603,8 @@ def test_a_dataset_s_stop_iteration_is_not_the_end_of_the_epoch(sums_teacher, wo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_that_is_left_takes_what_paddle_has_started_with_it(sums_teacher, workers):
     before = running()
-    with make(sums_teacher, loader(num_workers=workers)) as reader:
+    source = loader(num_workers=workers, timeout=min(workers, 1))  # as above
+    with make(sums_teacher, source) as reader:
         for _ in range(3):
             next(iter(reader))
     eventually(lambda: running() <= before)
