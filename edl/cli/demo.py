@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Optional
 
@@ -14,6 +15,9 @@ from edl.cli.progress import progress
 @click.group(epilog=example("edl demo digits"))
 def command() -> None:
     """Run a demonstration on this machine."""
+    for name in list(os.environ):
+        if name.split("_")[:2] in (["EDL", "TEACHER"], ["EDL", "TLS"]):  # of those elsewhere
+            del os.environ[name]
 
 
 @command.command(epilog=example("edl demo digits --seeds 2"))
