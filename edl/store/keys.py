@@ -8,7 +8,8 @@ position, nor its neighbours, nor how wide the batch is that sequences are fille
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -40,9 +41,7 @@ def digests(slots: Sequence[Slot], lengths: Optional[np.ndarray] = None) -> list
     start = import_xxhash().xxh3_128(heads.encode())
     hashes = [start.copy() for _ in range(len(slots[0].array))]
     for slot in slots:
-        for each, (size, octets) in zip(hashes, _rows(slot, lengths)):
-            each.update(size)
-            each.update(octets)
+        _add(slot, lengths, hashes)
     return [each.digest() for each in hashes]
 
 
@@ -52,27 +51,24 @@ def _head(slot: Slot) -> str:
     return f"{len(slot.name)} {slot.name} {dtype} {slot.array.ndim} {slot.array.shape[2:]};"
 
 
-def _rows(slot: Slot, lengths: Optional[np.ndarray]) -> Iterator[tuple[bytes, Any]]:
-    """Of each row: the size of its first dimension, as bytes, and a view of what it holds."""
+def _add(slot: Slot, lengths: Optional[np.ndarray], hashes: Sequence[Any]) -> None:
+    """Add to the hash of each row the size of its first dimension, and what it holds."""
     array = slot.array
     if _is_text(array):  # whose width depends on that of its neighbours
-        for row in array:
+        for each, row in zip(hashes, array):
             plain = row.tolist() if isinstance(row, (np.ndarray, np.generic)) else row
             octets = repr(plain).encode()
-            yield len(octets).to_bytes(8, "little"), octets
+            each.update(len(octets).to_bytes(8, "little") + octets)
         return
     rows, width = len(array), array.shape[1] if array.ndim > 1 else 1
     held = as_octets(array).data
     stride = len(held) // rows if rows else 0
-    if not slot.sequence or lengths is None or array.ndim < 2:
-        size = width.to_bytes(8, "little")
-        for start in range(0, rows * stride, stride) if stride else [0] * rows:
-            yield size, held[start : start + stride]
-        return
     token = stride // width if width else 0
-    for row, length in enumerate(lengths.tolist()):
-        start = row * stride
-        yield length.to_bytes(8, "little"), held[start : start + length * token]
+    cut = slot.sequence and lengths is not None and array.ndim > 1
+    sizes = lengths.tolist() if lengths is not None and cut else itertools.repeat(width)
+    for row, (each, size) in enumerate(zip(hashes, sizes)):
+        each.update(size.to_bytes(8, "little"))
+        each.update(held[row * stride : row * stride + size * token])
 
 
 def _is_text(array: np.ndarray) -> bool:

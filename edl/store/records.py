@@ -30,6 +30,7 @@ import numpy as np
 from edl.errors import StoreError
 from edl.store._libraries import import_xxhash
 from edl.store.keys import DIGEST, as_octets
+from edl.store.memory import Memory
 
 _CHECKSUM = struct.Struct("<Q")
 _EPOCH = struct.Struct(">I")
@@ -123,10 +124,15 @@ class Kind:
         return bool(self.sequences)
 
     @cached_property
+    def head_layout(self) -> struct.Struct:
+        """What is in front of the columns: the checksum and the sizes are read."""
+        sizes = sum(len(column.open) for column in self.columns)
+        return struct.Struct(f"<Q{DIGEST if self.keyed_by else 0}x{sizes}I")
+
+    @cached_property
     def head(self) -> int:
         """Bytes in front of the columns."""
-        sizes = sum(len(column.open) for column in self.columns)
-        return _CHECKSUM.size + (DIGEST if self.keyed_by else 0) + 4 * sizes
+        return self.head_layout.size
 
     def shapes(self, sizes: Sequence[int]) -> list[tuple[int, ...]]:
         """Those of a row's columns whose dimensions of any size are such."""
@@ -266,58 +272,90 @@ class _RowViews:
 
 class Gathered:
     """Arrays (rows, ...) by column, into which records are copied row by row. ``width``: tokens of
-    a row, where rows are stored in their own length.
+    a row, where rows are stored in their own length. ``memory``: of the arrays.
     """
 
-    def __init__(self, kind: Kind, rows: int, width: int = 0) -> None:
+    def __init__(
+        self, kind: Kind, rows: int, width: int = 0, memory: Optional[Memory] = None
+    ) -> None:
         self.kind = kind
         self.rows = rows
         self.width = width
         self.columns: dict[str, np.ndarray] = {}
-        count = sum(len(column.open) for column in kind.columns)
-        self._sizes = struct.Struct(f"<{count}I")
-        self._sizes_at = kind.head - self._sizes.size
-        self._targets: list[_Target] = []
-        self._layouts: dict[tuple[int, ...], _Layout] = {}
+        self._memory = memory or Memory()
+        self._head = kind.head_layout
+        self._hash = import_xxhash().xxh3_64
+        self._layouts: dict[tuple[int, ...], Optional[_Layout]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """What the arrays take."""
+        return sum(array.nbytes for array in self.columns.values())
 
     def put(self, row: int, key: bytes, record: Any) -> bool:
         """Copy a record's columns to a row; false if it is not what was written under its key, or
-        does not fit there.
+        does not fit there. Calls little: it is what a hit takes.
         """
-        if len(record) < self.kind.head:
+        if len(record) < self._head.size:
             return False
-        sizes = self._sizes.unpack_from(record, self._sizes_at)
-        layout = self._layouts.get(sizes)
-        length = self.kind.length(sizes) if layout is None else layout.length
-        if length != len(record) or not _is_checked(key, record):
+        said, *sizes = self._head.unpack_from(record)
+        layout = self._layouts.get(tuple(sizes))
+        if len(record) != (self.kind.length(sizes) if layout is None else layout.length):
+            return False
+        made = self._hash(key)
+        made.update(record[_CHECKSUM.size :])
+        if made.intdigest() != said:
             return False
         if layout is None:
-            layout = self._layouts[sizes] = self._layout_of(sizes)
-        for target, part in layout.parts:
-            target.copy(row, record[part])
+            layout = self._layouts[tuple(sizes)] = self._layout_of(sizes)
+        for part in layout.parts:
+            start = row * part.stride
+            part.octets[start : start + part.nbytes] = record[part.start : part.start + part.nbytes]
+            if part.nbytes < part.stride:
+                part.array[row, part.tokens :] = part.pad
         return layout.fits
 
-    def allocate(self, sizes: Sequence[int]) -> None:
-        """Make the arrays, for rows whose dimensions of any size are such."""
-        for column, shape in zip(self.kind.columns, self.kind.shapes(sizes)):
-            cut = column.pad is not None and self.kind.trimmed
-            here = (self.width, *shape[1:]) if cut else shape
-            self.columns[column.name] = np.empty((self.rows, *here), column.dtype)
-        self._targets = [
-            _Target(column, self.columns[column.name], self.kind.trimmed)
-            for column in self.kind.columns
-        ]
-
     def _layout_of(self, sizes: Sequence[int]) -> _Layout:
-        if not self._targets:
-            self.allocate(sizes)
-        start, parts, fits = self.kind.head, [], True
-        for target, shape in zip(self._targets, self.kind.shapes(sizes)):
-            stop = start + target.column.nbytes(shape)
-            fits = fits and target.fits(shape)
-            parts.append((target, slice(start, stop)))
-            start = stop
+        """Of records that say that their dimensions of any size are such; the first ones say how
+        large the arrays are.
+        """
+        kind, start, parts, fits = self.kind, self.kind.head, [], True
+        for column, shape in zip(kind.columns, kind.shapes(sizes)):
+            cut = column.pad is not None and kind.trimmed
+            array = self.columns.get(column.name)
+            if array is None:
+                here = (self.width, *shape[1:]) if cut else shape
+                array = self._memory.empty((self.rows, *here), column.dtype)
+                self.columns[column.name] = array
+            fits = fits and _fits(shape, array.shape[1:], cut)
+            part = _Part(column, shape, array, start)
+            parts.append(part)
+            start += part.nbytes
         return _Layout(start, parts if fits else [], fits)
+
+
+def _fits(shape: tuple[int, ...], here: tuple[int, ...], cut: bool) -> bool:
+    """Whether a row of this shape has its place among such; if it is cut, also a shorter one."""
+    if cut:
+        return shape[0] <= here[0] and shape[1:] == here[1:]
+    return shape == here
+
+
+class _Part:
+    """Which bytes of a record are those of one column, ``nbytes`` from ``start`` on, and where they
+    go: to ``octets``, which are those of an ``array`` whose rows take ``stride``.
+    """
+
+    __slots__ = ("array", "nbytes", "octets", "pad", "start", "stride", "tokens")
+
+    def __init__(
+        self, column: Column, shape: tuple[int, ...], array: np.ndarray, start: int
+    ) -> None:
+        self.array, self.start, self.pad = array, start, column.pad
+        self.nbytes = column.nbytes(shape)
+        self.octets = array.reshape(-1).view(np.uint8).data
+        self.stride = array.dtype.itemsize * math.prod(array.shape[1:])
+        self.tokens = shape[0] if shape else 0
 
 
 @dataclass(frozen=True)
@@ -327,31 +365,5 @@ class _Layout:
     """
 
     length: int
-    parts: list[tuple[_Target, slice]]
+    parts: list[_Part]
     fits: bool
-
-
-class _Target:
-    """Where the rows of one column go."""
-
-    def __init__(self, column: Column, array: np.ndarray, trimmed: bool) -> None:
-        self.column = column
-        self._array = array
-        self._cut = trimmed and column.pad is not None
-        self._octets = array.reshape(-1).view(np.uint8).data
-        self._stride = array.dtype.itemsize * math.prod(array.shape[1:])
-        width = array.shape[1] if array.ndim > 1 else 1
-        self._token = self._stride // width if width else 0
-
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a row of this shape has its place here."""
-        here = self._array.shape[1:]
-        if self._cut:
-            return shape[0] <= here[0] and tuple(shape[1:]) == here[1:]
-        return tuple(shape) == here
-
-    def copy(self, row: int, octets: Any) -> None:
-        start = row * self._stride
-        self._octets[start : start + len(octets)] = octets
-        if len(octets) < self._stride:
-            self._array[row, len(octets) // self._token if self._token else 0 :] = self.column.pad

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Optional, Union
@@ -16,6 +16,7 @@ import numpy as np
 from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
+from edl.store.memory import Memory
 from edl.store.records import Gathered, Kind, Labels, content_of, is_sound
 from edl.store.writing import Counters, Writer
 
@@ -58,6 +59,7 @@ class LabelStore:
     ) -> None:
         self.directory = Path(directory)
         self.counters = Counters()
+        self._memory = Memory()
         self._pid = os.getpid()
         self._limit = limit
         self._held = places.hold(self.directory)
@@ -137,28 +139,33 @@ class LabelStore:
         """The labels that there are under these keys. ``width``: see Gathered. A record that is
         damaged is none; that is logged.
         """
-        gathered = Gathered(kind, len(keys), width)
+        gathered = Gathered(kind, len(keys), width, self._memory)
         contents: dict[int, bytes] = {}
 
-        def take(row: int, record: Optional[memoryview]) -> bool:
-            if record is None:
-                return False
-            if not gathered.put(row, keys[row], record):
-                if not is_sound(kind, keys[row], record):
-                    self._note_damage(keys[row])
-                return False
-            if read_contents:
-                contents[row] = content_of(kind, record)
-            return True
+        def take(rows: Iterable[int], records: Iterable[Optional[memoryview]]) -> list[int]:
+            """The rows that have none of these."""
+            left = []
+            for row, record in zip(rows, records):
+                if record is None:
+                    left.append(row)
+                elif not gathered.put(row, keys[row], record):
+                    left.append(row)
+                    if not is_sound(kind, keys[row], record):
+                        self._note_damage(keys[row])
+                elif read_contents:
+                    contents[row] = content_of(kind, record)
+            return left
 
+        missing: Sequence[int] = range(len(keys))
         waiting = self._writer.records(keys)
-        missing = [row for row in range(len(keys)) if not take(row, waiting.get(row))]
+        if waiting:
+            missing = take(missing, map(waiting.get, missing))
         for environment in self.environments():
             if not missing:
                 break
             try:
                 with environment.read([keys[row] for row in missing]) as records:
-                    missing = [row for row, each in zip(missing, records) if not take(row, each)]
+                    missing = take(missing, records)
             except StoreError as error:
                 self._leave_out(environment.path, error)
         hits = np.ones(len(keys), bool)
