@@ -1,0 +1,64 @@
+"""Memory of arrays that nobody refers to any more, for those that come next.
+
+Every batch of stored labels is an array of the student's own, and often megabytes. Such large pieces
+an allocator gives back to the system as soon as they are free, which then clears every page anew:
+that takes longer than to fill them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+#: Bytes of pieces that are kept: smaller ones an allocator keeps itself.
+_SMALLEST, _LARGEST = 128 << 10, 8 << 20
+
+#: How many are kept.
+_MOST = 16
+
+
+class Memory:
+    """Makes arrays. Takes no lock, so that memory may come back in any thread, at any moment."""
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque(maxlen=_MOST)  # the longest unused goes first
+
+    def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """Like numpy's. It is its user's alone, with all views of it, until none of them is left."""
+        nbytes = np.dtype(dtype).itemsize * math.prod(shape)
+        if not _SMALLEST <= nbytes <= _LARGEST:
+            return np.empty(shape, dtype)
+        piece = self._take(nbytes)
+        if piece is None:
+            piece = np.empty(nbytes, np.uint8)
+        octets = np.asarray(_Loan(piece, self._free))
+        return octets[:nbytes].view(dtype).reshape(shape)
+
+    def _take(self, nbytes: int) -> Any:
+        """A piece that is large enough, and not much larger; None if there is none. The last one to
+        come back is the first to be used: some of it may be in a cache still.
+        """
+        for _ in range(len(self._free)):
+            try:
+                piece = self._free.pop()
+            except IndexError:  # another thread has taken the last one
+                return None
+            if nbytes <= len(piece) <= 2 * nbytes:
+                return piece
+            self._free.appendleft(piece)
+        return None
+
+
+class _Loan:
+    """What all views of one array refer to, so that its end is theirs."""
+
+    def __init__(self, piece: np.ndarray, free: deque[np.ndarray]) -> None:
+        self.__array_interface__ = piece.__array_interface__
+        self._piece, self._free = piece, free
+
+    def __del__(self) -> None:
+        self._free.append(self._piece)
