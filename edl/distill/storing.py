@@ -81,12 +81,13 @@ def store_options(
 @dataclass
 class LookedUp:
     """A batch of which a store has been asked. To a pool it is what is ``missing`` (row numbers);
-    see Columns. ``found``: what there was, by kind, and under which keys.
+    see Columns. ``found``: what there was, by kind, and under which keys: ``recalled`` bytes.
     """
 
     batch: Batch
     missing: np.ndarray
     found: list[tuple[Kind, list[bytes], Recalled]]
+    recalled: int
     lengths: Optional[np.ndarray] = None
     contents: dict[bytes, list[bytes]] = field(default_factory=dict)  # of what is missing, by kind
 
@@ -103,8 +104,7 @@ class LookedUp:
     @property
     def nbytes(self) -> int:
         """What the batch holds, and the labels that were found."""
-        arrays = (array for _, _, one in self.found for array in one.labels.columns.values())
-        return self.batch.nbytes + sum(array.nbytes for array in arrays)
+        return self.batch.nbytes + self.recalled
 
     @property
     def epoch(self) -> int:
@@ -246,7 +246,7 @@ class Storing:
         self._misses += looked_up.rows
         self._epoch_hits += looked_up.spared
         self._epoch_misses += looked_up.rows
-        self._bytes += looked_up.nbytes - looked_up.batch.nbytes
+        self._bytes += looked_up.recalled
         self._seconds += seconds
 
     # --- which labels -----------------------------------------------------------------------
@@ -288,7 +288,6 @@ class Storing:
     def _look_up(self, batch: Batch, kinds: Sequence[Kind]) -> LookedUp:
         lengths = self._row_lengths(batch, kinds)
         made: dict[Any, list[bytes]] = {}
-        hits = np.ones(batch.rows, bool)
         found = []
         for kind in kinds:
             names = kind.keyed_by or kind.feeds
@@ -298,12 +297,13 @@ class Storing:
             keys = kind.keys(made[names, sequences], batch.epoch)
             width = self._width(batch, kind)
             recalled = self._store.recall(kind, keys, width, bool(kind.keyed_by))
-            hits &= recalled.hits
             found.append((kind, keys, recalled))
-        looked_up = LookedUp(batch, np.flatnonzero(~hits), found, lengths)
+        missing = sorted({row for _, _, recalled in found for row in recalled.missing})
+        nbytes = sum(recalled.labels.nbytes for _, _, recalled in found)
+        looked_up = LookedUp(batch, np.array(missing, np.intp), found, nbytes, lengths)
         for kind, keys, recalled in found:
             if kind.keyed_by:
-                self._compare(looked_up, kind, keys, recalled, hits)
+                self._compare(looked_up, kind, keys, recalled)
                 rows = looked_up.missing
                 looked_up.contents[kind.id] = self._contents(looked_up, kind, rows)
         return looked_up
@@ -354,16 +354,16 @@ class Storing:
         kind: Kind,
         keys: Sequence[bytes],
         recalled: Recalled,
-        hits: np.ndarray,
     ) -> None:
         """Compare what some of the rows hold with what those held whose labels were found: the
         first one of an epoch, and others from epoch to epoch. Raises StoreError.
         """
-        epoch = looked_up.batch.epoch
+        epoch, missing = looked_up.batch.epoch, set(looked_up.missing.tolist())
         rows = [
             row
-            for row in np.flatnonzero(hits).tolist()
-            if (keys[row][KIND] ^ epoch) % _COMPARED == 0 or not self._compared
+            for row in range(len(keys))
+            if row not in missing
+            and ((keys[row][KIND] ^ epoch) % _COMPARED == 0 or not self._compared)
         ]
         if not self._compared:
             rows = rows[:1]

@@ -29,14 +29,14 @@ class Memory:
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         """Like numpy's. It is its user's alone, with all views of it, until none of them is left."""
-        nbytes = np.dtype(dtype).itemsize * math.prod(shape)
+        of = np.dtype(dtype)
+        nbytes = of.itemsize * math.prod(shape)
         if not _SMALLEST <= nbytes <= _LARGEST:
-            return np.empty(shape, dtype)
+            return np.empty(shape, of)
         piece = self._take(nbytes)
         if piece is None:
             piece = np.empty(nbytes, np.uint8)
-        octets = np.asarray(_Loan(piece, self._free))
-        return octets[:nbytes].view(dtype).reshape(shape)
+        return np.asarray(_Loan(piece, self._free, tuple(shape), of.str))
 
     def _take(self, nbytes: int) -> Any:
         """A piece that is large enough, and not much larger; None if there is none. The last one to
@@ -56,8 +56,11 @@ class Memory:
 class _Loan:
     """What all views of one array refer to, so that its end is theirs."""
 
-    def __init__(self, piece: np.ndarray, free: deque[np.ndarray]) -> None:
-        self.__array_interface__ = piece.__array_interface__
+    def __init__(
+        self, piece: np.ndarray, free: deque[np.ndarray], shape: tuple[int, ...], dtype: str
+    ) -> None:
+        at = piece.__array_interface__["data"]
+        self.__array_interface__ = {"data": at, "shape": shape, "typestr": dtype, "version": 3}
         self._piece, self._free = piece, free
 
     def __del__(self) -> None:

@@ -38,6 +38,9 @@ _EPOCH = struct.Struct(">I")
 #: Bytes of a kind's id, which keys begin with.
 KIND = 8
 
+#: Of a kind that are remembered: rows are of many lengths.
+_MOST_LAYOUTS = 4096
+
 
 @dataclass(frozen=True)
 class Column:
@@ -54,10 +57,6 @@ class Column:
     def open(self) -> tuple[int, ...]:
         """Which dimensions of a row are of any size."""
         return tuple(index for index, size in enumerate(self.shape) if size < 0)
-
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """What a row of this shape takes."""
-        return np.dtype(self.dtype).itemsize * math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -124,28 +123,51 @@ class Kind:
         return bool(self.sequences)
 
     @cached_property
-    def head_layout(self) -> struct.Struct:
-        """What is in front of the columns: the checksum and the sizes are read."""
+    def head(self) -> struct.Struct:
+        """What is in front of the columns, of which the checksum and the sizes are read."""
         sizes = sum(len(column.open) for column in self.columns)
         return struct.Struct(f"<Q{DIGEST if self.keyed_by else 0}x{sizes}I")
 
+    def layout(self, sizes: tuple[int, ...]) -> Layout:
+        """Of records whose dimensions of any size are such."""
+        layout = self._layouts.get(sizes)
+        if layout is None:
+            if len(self._layouts) >= _MOST_LAYOUTS:
+                self._layouts.clear()
+            layout = self._layouts[sizes] = _make_layout(self, sizes)
+        return layout
+
     @cached_property
-    def head(self) -> int:
-        """Bytes in front of the columns."""
-        return self.head_layout.size
+    def _layouts(self) -> dict[tuple[int, ...], Layout]:
+        """Those that were made last."""
+        return {}
 
-    def shapes(self, sizes: Sequence[int]) -> list[tuple[int, ...]]:
-        """Those of a row's columns whose dimensions of any size are such."""
-        left = iter(sizes)
-        return [
-            tuple(next(left) if size < 0 else size for size in column.shape)
-            for column in self.columns
-        ]
 
-    def length(self, sizes: Sequence[int]) -> int:
-        """Bytes of a record of such a row."""
-        shapes = self.shapes(sizes)
-        return self.head + sum(map(Column.nbytes, self.columns, shapes))
+@dataclass(frozen=True)
+class Part:
+    """Where a column of such a shape is in a record."""
+
+    column: Column
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Of a record: how long it is, and where its columns are."""
+
+    length: int
+    parts: tuple[Part, ...]
+
+
+def _make_layout(kind: Kind, sizes: tuple[int, ...]) -> Layout:
+    left, stop, parts = iter(sizes), kind.head.size, []
+    for column in kind.columns:
+        shape = tuple(next(left) if size < 0 else size for size in column.shape)
+        start, stop = stop, stop + np.dtype(column.dtype).itemsize * math.prod(shape)
+        parts.append(Part(column, shape, start, stop))
+    return Layout(stop, tuple(parts))
 
 
 def id_of(text: bytes) -> bytes:
@@ -187,17 +209,14 @@ def columns_of(kind: Kind, record: Any) -> Iterator[tuple[Column, tuple[int, ...
     """A record's columns: each with the shape that its row has here, and its bytes. Raises
     StoreError for a record of another kind.
     """
-    count = sum(len(column.open) for column in kind.columns)
-    start = kind.head
-    if len(record) < start:
+    if len(record) < kind.head.size:
         raise StoreError(f"a record of {len(record)} bytes is too short for {kind.prediction}")
-    sizes = struct.unpack_from(f"<{count}I", record, start - 4 * count)
-    if kind.length(sizes) != len(record):
+    _, *sizes = kind.head.unpack_from(record)
+    layout = kind.layout(tuple(sizes))
+    if layout.length != len(record):
         raise StoreError(f"a record of {len(record)} bytes is none of {kind.prediction}")
-    for column, shape in zip(kind.columns, kind.shapes(sizes)):
-        stop = start + column.nbytes(shape)
-        yield column, shape, record[start:stop]
-        start = stop
+    for part in layout.parts:
+        yield part.column, part.shape, record[part.start : part.stop]
 
 
 @dataclass(frozen=True)
@@ -283,9 +302,9 @@ class Gathered:
         self.width = width
         self.columns: dict[str, np.ndarray] = {}
         self._memory = memory or Memory()
-        self._head = kind.head_layout
         self._hash = import_xxhash().xxh3_64
-        self._layouts: dict[tuple[int, ...], Optional[_Layout]] = {}
+        self._targets: list[_Target] = []
+        self._fitting: Optional[Layout] = None  # the one that did last
 
     @property
     def nbytes(self) -> int:
@@ -294,76 +313,57 @@ class Gathered:
 
     def put(self, row: int, key: bytes, record: Any) -> bool:
         """Copy a record's columns to a row; false if it is not what was written under its key, or
-        does not fit there. Calls little: it is what a hit takes.
+        does not fit there. (Little is called from here: this is what each hit takes.)
         """
-        if len(record) < self._head.size:
+        head = self.kind.head
+        if len(record) < head.size:
             return False
-        said, *sizes = self._head.unpack_from(record)
-        layout = self._layouts.get(tuple(sizes))
-        if len(record) != (self.kind.length(sizes) if layout is None else layout.length):
+        said, *sizes = head.unpack_from(record)
+        layout = self.kind.layout(tuple(sizes))
+        if layout.length != len(record):
             return False
         made = self._hash(key)
         made.update(record[_CHECKSUM.size :])
         if made.intdigest() != said:
             return False
-        if layout is None:
-            layout = self._layouts[tuple(sizes)] = self._layout_of(sizes)
+        if layout is not self._fitting and not self._fits(layout):
+            return False
+        for target, part in zip(self._targets, layout.parts):
+            start, nbytes = row * target.stride, part.stop - part.start
+            target.octets[start : start + nbytes] = record[part.start : part.stop]
+            if nbytes < target.stride:
+                target.array[row, part.shape[0] :] = part.column.pad
+        return True
+
+    def _fits(self, layout: Layout) -> bool:
+        """Whether its rows have their place; the first ones say how large the arrays are."""
+        if not self._targets:
+            self._allocate(layout)
+        for target, part in zip(self._targets, layout.parts):
+            shape, here = part.shape, target.array.shape[1:]
+            if target.cut and shape[0] <= here[0]:
+                shape, here = shape[1:], here[1:]
+            if shape != here:
+                return False
+        self._fitting = layout
+        return True
+
+    def _allocate(self, layout: Layout) -> None:
         for part in layout.parts:
-            start = row * part.stride
-            part.octets[start : start + part.nbytes] = record[part.start : part.start + part.nbytes]
-            if part.nbytes < part.stride:
-                part.array[row, part.tokens :] = part.pad
-        return layout.fits
-
-    def _layout_of(self, sizes: Sequence[int]) -> _Layout:
-        """Of records that say that their dimensions of any size are such; the first ones say how
-        large the arrays are.
-        """
-        kind, start, parts, fits = self.kind, self.kind.head, [], True
-        for column, shape in zip(kind.columns, kind.shapes(sizes)):
-            cut = column.pad is not None and kind.trimmed
-            array = self.columns.get(column.name)
-            if array is None:
-                here = (self.width, *shape[1:]) if cut else shape
-                array = self._memory.empty((self.rows, *here), column.dtype)
-                self.columns[column.name] = array
-            fits = fits and _fits(shape, array.shape[1:], cut)
-            part = _Part(column, shape, array, start)
-            parts.append(part)
-            start += part.nbytes
-        return _Layout(start, parts if fits else [], fits)
+            column = part.column
+            cut = column.pad is not None and self.kind.trimmed
+            shape = (self.width, *part.shape[1:]) if cut else part.shape
+            array = self._memory.empty((self.rows, *shape), column.dtype)
+            self.columns[column.name] = array
+            self._targets.append(_Target(array, cut))
 
 
-def _fits(shape: tuple[int, ...], here: tuple[int, ...], cut: bool) -> bool:
-    """Whether a row of this shape has its place among such; if it is cut, also a shorter one."""
-    if cut:
-        return shape[0] <= here[0] and shape[1:] == here[1:]
-    return shape == here
-
-
-class _Part:
-    """Which bytes of a record are those of one column, ``nbytes`` from ``start`` on, and where they
-    go: to ``octets``, which are those of an ``array`` whose rows take ``stride``.
+class _Target:
+    """Where the rows of one column go: ``octets``, of which each row takes ``stride``. ``cut``:
+    they may be shorter than that.
     """
 
-    __slots__ = ("array", "nbytes", "octets", "pad", "start", "stride", "tokens")
-
-    def __init__(
-        self, column: Column, shape: tuple[int, ...], array: np.ndarray, start: int
-    ) -> None:
-        self.array, self.start, self.pad = array, start, column.pad
-        self.nbytes = column.nbytes(shape)
+    def __init__(self, array: np.ndarray, cut: bool) -> None:
+        self.array, self.cut = array, cut
         self.octets = array.reshape(-1).view(np.uint8).data
-        self.stride = array.dtype.itemsize * math.prod(array.shape[1:])
-        self.tokens = shape[0] if shape else 0
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Records whose dimensions of any size are the same: their ``length``, and which part of them
-    goes where; nowhere, if they do not fit here.
-    """
-
-    length: int
-    parts: list[_Part]
-    fits: bool
+        self.stride = len(self.octets) // len(array) if len(array) else 0

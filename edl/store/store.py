@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Optional, Union
 
-import numpy as np
-
 from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
@@ -28,11 +26,11 @@ _MUCH = 4
 
 @dataclass
 class Recalled:
-    """What a store has of some rows: ``hits`` (rows,) bool, and the labels of these. ``contents``:
-    digests of what the rows held, of those that are keyed by something else.
+    """What a store has of some rows: their labels, but for those that are ``missing`` (numbers,
+    rising). ``contents``: digests of what the rows held, of those that are keyed by something else.
     """
 
-    hits: np.ndarray
+    missing: Sequence[int]
     labels: Gathered
     contents: dict[int, bytes] = field(default_factory=dict)
 
@@ -168,9 +166,7 @@ class LabelStore:
                     missing = take(missing, records)
             except StoreError as error:
                 self._leave_out(environment.path, error)
-        hits = np.ones(len(keys), bool)
-        hits[missing] = False
-        return Recalled(hits, gathered, contents)
+        return Recalled(missing, gathered, contents)
 
     def environments(self) -> list[Environment]:
         """Those that are open, this process's own first."""

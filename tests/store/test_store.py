@@ -56,7 +56,7 @@ def added(store, numbers):
 def assert_has(store, numbers):
     keys, labels = rows(numbers)
     found = store.recall(KIND, keys)
-    assert found.hits.all()
+    assert not found.missing
     np.testing.assert_array_equal(found.labels.columns["logits"], labels)
 
 
@@ -65,7 +65,7 @@ def assert_has(store, numbers):
 
 def test_labels_are_there_at_once_and_after_opening_again(tmp_path):
     with LabelStore(tmp_path / "labels") as store:
-        assert not store.recall(KIND, rows(range(5))[0]).hits.any()
+        assert list(store.recall(KIND, rows(range(5))[0]).missing) == list(range(5))
         added(store, range(5))
         assert_has(store, range(5))
         assert store.flush()
@@ -81,7 +81,7 @@ def test_a_batch_may_be_half_there(tmp_path):
         added(store, [1, 3])
         keys, labels = rows(range(5))
         found = store.recall(KIND, keys)
-        assert found.hits.tolist() == [False, True, False, True, False]
+        assert found.missing == [0, 2, 4]
         np.testing.assert_array_equal(found.labels.columns["logits"][[1, 3]], labels[[1, 3]])
 
 
@@ -144,7 +144,7 @@ def test_labels_of_another_kind_are_no_labels(tmp_path, other):
     with LabelStore(tmp_path) as store:
         added(store, [1])
         kind = Kind(**said)
-        assert not store.recall(kind, kind.keys([(1).to_bytes(16, "big")], 0)).hits.any()
+        assert list(store.recall(kind, kind.keys([(1).to_bytes(16, "big")], 0)).missing) == [0]
 
 
 def test_what_is_drawn_belongs_to_its_epoch():
@@ -172,7 +172,7 @@ def test_a_record_that_is_not_what_was_written_is_none_and_is_said(tmp_path, cap
     path.write_bytes(path.read_bytes().replace(label, label[:-1] + bytes([label[-1] ^ 1])))
     with LabelStore(tmp_path) as store:
         found = store.recall(KIND, keys)
-        assert np.flatnonzero(~found.hits).tolist() == [7]
+        assert found.missing == [7]
         assert store.counters.damaged == 1
         added(store, [7])
         store.flush()
@@ -317,7 +317,7 @@ def test_it_grows_beyond_its_first_map(tmp_path):
             store.add(Labels(large, keys[row : row + 1], {"all": labels[row : row + 1]}))
         assert store.flush(60)
         found = other.recall(large, keys)
-        assert found.hits.all()
+        assert not found.missing
         np.testing.assert_array_equal(found.labels.columns["all"], labels)
 
 
@@ -365,7 +365,7 @@ def test_the_system_reads_ahead_where_records_are_large(tmp_path, size, ahead):
     with LabelStore(tmp_path) as store:
         store.add(Labels(kind, keys, {"all": labels}))
     with LabelStore(tmp_path) as store:
-        assert store.recall(kind, keys).hits.all()
+        assert not store.recall(kind, keys).missing
         (map_,) = re.findall(
             rf"{tmp_path}/shared/data.mdb\n(?:.*\n)*?VmFlags:(.*)",
             Path("/proc/self/smaps").read_text(),
@@ -446,7 +446,7 @@ def test_the_map_grows_under_several_writers_of_one_process(tmp_path):
             key = large.keys([bytes([number, row]) * 8], 0)
             store.add(Labels(large, key, {"all": label}))
             store.flush(60)
-            assert store.recall(large, key).hits.all()
+            assert not store.recall(large, key).missing
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
         stores = [stack.enter_context(LabelStore(tmp_path)) for _ in range(3)]
@@ -510,7 +510,7 @@ def test_machines_that_share_a_file_system_read_what_others_have_sealed(tmp_path
     with LabelStore(tmp_path, local=False) as one, LabelStore(tmp_path, local=False) as two:
         added(one, [1])
         one.flush()
-        assert not two.recall(KIND, rows([1])[0]).hits.any()
+        assert list(two.recall(KIND, rows([1])[0]).missing) == [0]
         one.seal()
         two.refresh()
         assert_has(two, [1])
@@ -536,7 +536,7 @@ def test_what_one_machine_has_filled_is_read_by_others_once_it_is_compacted(tmp_
     with LabelStore(tmp_path) as store:
         added(store, [1])
     with LabelStore(tmp_path, local=False) as store:
-        assert not store.recall(KIND, rows([1])[0]).hits.any()
+        assert list(store.recall(KIND, rows([1])[0]).missing) == [0]
     assert "is of one machine, and left out" in caplog.text
     compact(tmp_path)
     with LabelStore(tmp_path, local=False) as store:
