@@ -175,6 +175,7 @@ class Storing:
         self._kinds = LabelKinds(model.predicts, wants, options.key)
         self._compared = False
         self._warned = False
+        self._without_teacher = ""  # the model of an epoch that had no teacher when it began
         self._hits = self._misses = self._bytes = 0
         self._seconds = 0.0
         self._epoch_hits = self._epoch_misses = 0
@@ -264,11 +265,14 @@ class Storing:
             return None
         model, plan = settled
         if plan is not None:
+            self._without_teacher = ""
             self._check_known(model)
             return self._kinds.of(plan, model)
-        logger.warning(
-            "no teacher: labels are those of model %s in %s", model, self._store.directory
-        )
+        if model != self._without_teacher:
+            logger.warning(
+                "no teacher: labels are those of model %s in %s", model, self._store.directory
+            )
+        self._without_teacher = model
         return known[model]
 
     def _check_known(self, model: str) -> None:

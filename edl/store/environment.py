@@ -60,6 +60,8 @@ class Environment:
         # No transaction of ours may run while the map grows. Taken in this order.
         self._writing, self._resizing = threading.Lock(), threading.Lock()
         self._env = self._open(create, readahead=False)
+        # What was read of kinds last, and after which of all transactions.
+        self._kinds_of: tuple[int, dict[bytes, Kind]] = -1, {}
         try:
             self._check_length()
             self._open_tables(create)
@@ -148,11 +150,14 @@ class Environment:
 
     def kinds(self) -> dict[bytes, Kind]:
         """By id. Those that cannot be read, as of a later EDL, are left out."""
-        found = {}
-        for name, text in self.texts().items():
-            with contextlib.suppress(StoreError):
-                found[name] = Kind.parse(text)
-        return found
+        written = self._env.info()["last_txnid"]
+        if written != self._kinds_of[0]:
+            found = {}
+            for name, text in self.texts().items():
+                with contextlib.suppress(StoreError):
+                    found[name] = Kind.parse(text)
+            self._kinds_of = written, found
+        return self._kinds_of[1]
 
     def records(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Copies of all keys and records, or of those whose key begins so, in the order of the

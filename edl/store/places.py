@@ -158,13 +158,21 @@ def tidy(directory: Path) -> None:
 
 def live_ones(directory: Path) -> list[Path]:
     """Those that some process writes, or has written."""
-    return sorted(directory.glob(f"*{LIVE}"))
+    return sorted(_ending_with(LIVE, directory))
 
 
 def sealed_ones(directory: Path) -> list[Path]:
     """Those that do not change any more, the newest first."""
-    found = [path for path in directory.glob(f"*{SEALED}") if path.is_dir()]
+    found = filter(Path.is_dir, _ending_with(SEALED, directory))
     return sorted(found, key=_age, reverse=True)
+
+
+def _ending_with(end: str, directory: Path) -> list[Path]:
+    """What has such a name; nothing, if the directory is not there, or cannot be read."""
+    try:
+        return [directory / name for name in os.listdir(directory) if name.endswith(end)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def _age(path: Path) -> float:
