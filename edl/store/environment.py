@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from edl.errors import StoreError
 from edl.store._libraries import import_lmdb
@@ -130,12 +130,12 @@ class Environment:
     # --- reading ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def read(self, keys: Iterable[bytes]) -> Iterator[list[Optional[memoryview]]]:
-        """The records under these keys, None where there is none. They are views, which are of no
-        use afterwards. Raises StoreError.
+    def reading(self) -> Iterator[Callable[[bytes], Optional[memoryview]]]:
+        """What gives the record under a key, or None if there is none. Records are views, which are
+        of no use afterwards. Raises StoreError.
         """
         with self._reading(self._labels) as transaction:
-            yield [transaction.get(key) for key in keys]
+            yield transaction.get
 
     def has(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those of the keys that are here."""
@@ -200,13 +200,14 @@ class Environment:
         """A transaction. Raises StoreError for what LMDB cannot make sense of."""
         try:
             while True:
-                with self._resizing, contextlib.ExitStack() as stack:
+                with self._resizing:
                     try:
                         begun = self._env.begin(db=table, buffers=True)
                     except self._lmdb.MapResizedError:  # another process has let the map grow
                         begun = None
                     if begun is not None:
-                        yield stack.enter_context(begun)
+                        with begun:
+                            yield begun
                         return
                 with self._writing:
                     self._resize(0)

@@ -85,8 +85,8 @@ def _export_column(
             some = list(keys[start : start + 256])
 
             for environment in store.environments():
-                with environment.read(some) as records:
-                    for key, record in zip(some, records):
+                with environment.reading() as find:
+                    for key, record in zip(some, map(find, some)):
                         if record is not None and is_sound(kind, key, record):
                             _, shape, octets = list(columns_of(kind, record))[index]
                             found[key] = shape, bytes(octets)

@@ -8,7 +8,6 @@ position, nor its neighbours, nor how wide the batch is that sequences are fille
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -63,12 +62,17 @@ def _add(slot: Slot, lengths: Optional[np.ndarray], hashes: Sequence[Any]) -> No
     rows, width = len(array), array.shape[1] if array.ndim > 1 else 1
     held = as_octets(array).data
     stride = len(held) // rows if rows else 0
+    if not slot.sequence or lengths is None or array.ndim < 2:
+        size = width.to_bytes(8, "little")
+        starts = range(0, rows * stride, stride) if stride else [0] * rows
+        for each, start in zip(hashes, starts):
+            each.update(size)
+            each.update(held[start : start + stride])
+        return
     token = stride // width if width else 0
-    cut = slot.sequence and lengths is not None and array.ndim > 1
-    sizes = lengths.tolist() if lengths is not None and cut else itertools.repeat(width)
-    for row, (each, size) in enumerate(zip(hashes, sizes)):
-        each.update(size.to_bytes(8, "little"))
-        each.update(held[row * stride : row * stride + size * token])
+    for row, (each, length) in enumerate(zip(hashes, lengths.tolist())):
+        each.update(length.to_bytes(8, "little"))
+        each.update(held[row * stride : row * stride + length * token])
 
 
 def _is_text(array: np.ndarray) -> bool:

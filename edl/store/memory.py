@@ -1,8 +1,8 @@
 """Memory of arrays that nobody refers to any more, for those that come next.
 
-Every batch of stored labels is an array of the student's own, and often megabytes. Such large pieces
-an allocator gives back to the system as soon as they are free, which then clears every page anew:
-that takes longer than to fill them.
+Every batch of stored labels is arrays of the student's own, often of megabytes. Pieces so large an
+allocator gives back to the system as soon as they are free, which then clears every page anew: that
+takes longer than to fill them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Memory:
         self._free: deque[np.ndarray] = deque(maxlen=_MOST)  # the longest unused goes first
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """Like numpy's. It is its user's alone, with all views of it, until none of them is left."""
+        """Like numpy's. It is its user's alone for as long as there is any view of it."""
         of = np.dtype(dtype)
         nbytes = of.itemsize * math.prod(shape)
         if not _SMALLEST <= nbytes <= _LARGEST:

@@ -162,8 +162,8 @@ class LabelStore:
             if not missing:
                 break
             try:
-                with environment.read([keys[row] for row in missing]) as records:
-                    missing = take(missing, records)
+                with environment.reading() as find:
+                    missing = take(missing, map(find, [keys[row] for row in missing]))
             except StoreError as error:
                 self._leave_out(environment.path, error)
         return Recalled(missing, gathered, contents)
