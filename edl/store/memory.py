@@ -7,6 +7,7 @@ takes longer than to fill them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-#: Bytes of pieces that are kept: smaller ones an allocator keeps itself.
-_SMALLEST, _LARGEST = 128 << 10, 8 << 20
+#: Bytes of a piece that is kept: smaller ones an allocator keeps itself.
+_SMALLEST, _LARGEST = 128 << 10, 64 << 20
 
-#: How many are kept.
-_MOST = 16
+#: How many are kept, and how many bytes together.
+_MOST, _MOST_BYTES = 64, 128 << 20
 
 
 class Memory:
@@ -36,7 +37,14 @@ class Memory:
         piece = self._take(nbytes)
         if piece is None:
             piece = np.empty(nbytes, np.uint8)
-        return np.asarray(_Loan(piece, self._free, tuple(shape), of.str))
+        return np.asarray(_Loan(piece, self, tuple(shape), of.str))
+
+    def take_back(self, piece: np.ndarray) -> None:
+        """Nobody uses it any more."""
+        self._free.append(piece)
+        while sum(map(len, tuple(self._free))) > _MOST_BYTES:
+            with contextlib.suppress(IndexError):  # another thread has
+                self._free.popleft()
 
     def _take(self, nbytes: int) -> Any:
         """A piece that is large enough, and not much larger; None if there is none. The last one to
@@ -57,11 +65,11 @@ class _Loan:
     """What all views of one array refer to, so that its end is theirs."""
 
     def __init__(
-        self, piece: np.ndarray, free: deque[np.ndarray], shape: tuple[int, ...], dtype: str
+        self, piece: np.ndarray, memory: Memory, shape: tuple[int, ...], dtype: str
     ) -> None:
         at = piece.__array_interface__["data"]
         self.__array_interface__ = {"data": at, "shape": shape, "typestr": dtype, "version": 3}
-        self._piece, self._free = piece, free
+        self._piece, self._memory = piece, memory
 
     def __del__(self) -> None:
-        self._free.append(self._piece)
+        self._memory.take_back(self._piece)
