@@ -300,7 +300,7 @@ class Storing:
                 made[names, sequences] = digests(self._take_slots(batch, names, sequences), lengths)
             keys = kind.keys(made[names, sequences], batch.epoch)
             width = self._width(batch, kind)
-            recalled = self._store.recall(kind, keys, width, bool(kind.keyed_by))
+            recalled = self._store.recall(kind, keys, width)
             found.append((kind, keys, recalled))
         missing = sorted({row for _, _, recalled in found for row in recalled.missing})
         nbytes = sum(recalled.labels.nbytes for _, _, recalled in found)
@@ -375,7 +375,7 @@ class Storing:
             return
         self._compared = True
         for row, content in zip(rows, self._contents(looked_up, kind, np.array(rows))):
-            if recalled.contents[row] != content:
+            if recalled.labels.contents[row] != content:
                 named = {
                     name: looked_up.batch.column(self._slots[name], name, row, row + 1)[0].tolist()
                     for name in kind.keyed_by

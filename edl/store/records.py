@@ -20,10 +20,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -290,8 +290,9 @@ class _RowViews:
 
 
 class Gathered:
-    """Arrays (rows, ...) by column, into which records are copied row by row. ``width``: tokens of
-    a row, where rows are stored in their own length. ``memory``: of the arrays.
+    """Arrays (rows, ...) by column, into which records are copied. ``width``: tokens of
+    a row, where rows are stored in their own length. ``memory``: of the arrays. ``contents``:
+    digests of what the rows held, of a kind that is keyed by something else.
     """
 
     def __init__(
@@ -301,39 +302,55 @@ class Gathered:
         self.rows = rows
         self.width = width
         self.columns: dict[str, np.ndarray] = {}
+        self.contents: dict[int, bytes] = {}
         self._memory = memory or Memory()
-        self._hash = import_xxhash().xxh3_64
         self._targets: list[_Target] = []
-        self._fitting: Optional[Layout] = None  # the one that did last
 
     @property
     def nbytes(self) -> int:
         """What the arrays take."""
         return sum(array.nbytes for array in self.columns.values())
 
-    def put(self, row: int, key: bytes, record: Any) -> bool:
-        """Copy a record's columns to a row; false if it is not what was written under its key, or
-        does not fit there. (Little is called from here: this is what each hit takes.)
+    def fill(
+        self,
+        rows: Iterable[int],
+        keys: Sequence[bytes],
+        records: Iterable[Optional[memoryview]],
+        reject: Callable[[bytes, memoryview], object],
+    ) -> list[int]:
+        """Copy the records of these rows, None where there is none. Returns the rows that got none.
+        ``reject`` is called with the key and the record, where that is not what was written or does
+        not fit. (Little else is called from here: this is what each hit takes.)
         """
-        head = self.kind.head
-        if len(record) < head.size:
-            return False
-        said, *sizes = head.unpack_from(record)
-        layout = self.kind.layout(tuple(sizes))
-        if layout.length != len(record):
-            return False
-        made = self._hash(key)
-        made.update(record[_CHECKSUM.size :])
-        if made.intdigest() != said:
-            return False
-        if layout is not self._fitting and not self._fits(layout):
-            return False
-        for target, part in zip(self._targets, layout.parts):
-            start, nbytes = row * target.stride, part.stop - part.start
-            target.octets[start : start + nbytes] = record[part.start : part.stop]
-            if nbytes < target.stride:
-                target.array[row, part.shape[0] :] = part.column.pad
-        return True
+        kind, targets, left, keyed = self.kind, self._targets, [], bool(self.kind.keyed_by)
+        unpack, head, hash_of = kind.head.unpack_from, kind.head.size, import_xxhash().xxh3_64
+        layout, sizes, fitting = None, None, None
+        for row, record in zip(rows, records):
+            if record is None:
+                left.append(row)
+                continue
+            key, nbytes = keys[row], len(record)
+            if nbytes >= head:
+                said, *found = unpack(record)
+                if layout is None or found != sizes:
+                    layout, sizes = kind.layout(tuple(found)), found
+                if nbytes == layout.length:
+                    made = hash_of(key)
+                    made.update(record[_CHECKSUM.size :])
+                    sound = made.intdigest() == said
+                    if sound and (layout is fitting or self._fits(layout)):
+                        fitting = layout
+                        for target, part in zip(targets, layout.parts):
+                            start, size = row * target.stride, part.stop - part.start
+                            target.octets[start : start + size] = record[part.start : part.stop]
+                            if size < target.stride:
+                                target.array[row, part.shape[0] :] = part.column.pad
+                        if keyed:
+                            self.contents[row] = content_of(kind, record)
+                        continue
+            left.append(row)
+            reject(key, record)
+        return left
 
     def _fits(self, layout: Layout) -> bool:
         """Whether its rows have their place; the first ones say how large the arrays are."""
@@ -345,7 +362,6 @@ class Gathered:
                 shape, here = shape[1:], here[1:]
             if shape != here:
                 return False
-        self._fitting = layout
         return True
 
     def _allocate(self, layout: Layout) -> None:

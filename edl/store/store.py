@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Optional, Union
 
@@ -15,7 +15,7 @@ from edl.errors import StoreError
 from edl.store import places
 from edl.store.environment import Environment, open_environment, release
 from edl.store.memory import Memory
-from edl.store.records import Gathered, Kind, Labels, content_of, is_sound
+from edl.store.records import Gathered, Kind, Labels, is_sound
 from edl.store.writing import Counters, Writer
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,11 @@ _MUCH = 4
 @dataclass
 class Recalled:
     """What a store has of some rows: their labels, but for those that are ``missing`` (numbers,
-    rising). ``contents``: digests of what the rows held, of those that are keyed by something else.
+    rising).
     """
 
     missing: Sequence[int]
     labels: Gathered
-    contents: dict[int, bytes] = field(default_factory=dict)
 
 
 class LabelStore:
@@ -131,42 +130,30 @@ class LabelStore:
             found.update(environment.kinds())
         return list(found.values())
 
-    def recall(
-        self, kind: Kind, keys: Sequence[bytes], width: int = 0, read_contents: bool = False
-    ) -> Recalled:
+    def recall(self, kind: Kind, keys: Sequence[bytes], width: int = 0) -> Recalled:
         """The labels that there are under these keys. ``width``: see Gathered. A record that is
         damaged is none; that is logged.
         """
         gathered = Gathered(kind, len(keys), width, self._memory)
-        contents: dict[int, bytes] = {}
 
-        def take(rows: Iterable[int], records: Iterable[Optional[memoryview]]) -> list[int]:
-            """The rows that have none of these."""
-            left = []
-            for row, record in zip(rows, records):
-                if record is None:
-                    left.append(row)
-                elif not gathered.put(row, keys[row], record):
-                    left.append(row)
-                    if not is_sound(kind, keys[row], record):
-                        self._note_damage(keys[row])
-                elif read_contents:
-                    contents[row] = content_of(kind, record)
-            return left
+        def reject(key: bytes, record: memoryview) -> None:
+            if not is_sound(kind, key, record):
+                self._note_damage(key)
 
         missing: Sequence[int] = range(len(keys))
         waiting = self._writer.records(keys)
         if waiting:
-            missing = take(missing, map(waiting.get, missing))
+            missing = gathered.fill(missing, keys, map(waiting.get, missing), reject)
         for environment in self.environments():
             if not missing:
                 break
             try:
                 with environment.reading() as find:
-                    missing = take(missing, map(find, [keys[row] for row in missing]))
+                    records = map(find, [keys[row] for row in missing])
+                    missing = gathered.fill(missing, keys, records, reject)
             except StoreError as error:
                 self._leave_out(environment.path, error)
-        return Recalled(missing, gathered, contents)
+        return Recalled(missing, gathered)
 
     def environments(self) -> list[Environment]:
         """Those that are open, this process's own first."""

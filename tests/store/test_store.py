@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import hypothesis.extra.numpy as arrays
@@ -99,9 +100,9 @@ def test_sequences_come_back_in_any_width(lengths, more, seed):
     }
     keys = TOKENS.keys([bytes([row] * 16) for row in range(len(lengths))], 0)
     gathered = Gathered(TOKENS, len(lengths), width + more)
-    for row, record in enumerate(Labels(TOKENS, keys, columns, lengths).records()):
-        assert is_sound(TOKENS, keys[row], record)
-        assert gathered.put(row, keys[row], memoryview(record))
+    records = list(map(memoryview, Labels(TOKENS, keys, columns, lengths).records()))
+    assert all(map(partial(is_sound, TOKENS), keys, records))
+    assert not gathered.fill(range(len(keys)), keys, records, print)
     outside = np.arange(width + more) >= lengths[:, np.newaxis]
     for name, array in columns.items():
         got = gathered.columns[name]
@@ -122,8 +123,8 @@ def test_any_rows_come_back_to_the_bit(data, dtype, shape):
     kind = Kind("m", "out", ("x",), (Column("out", tuple(shape), dtype),))
     keys = kind.keys([bytes([row] * 16) for row in range(4)], 0)
     gathered = Gathered(kind, 4)
-    for row, record in enumerate(Labels(kind, keys, {"out": array}).records()):
-        assert gathered.put(row, keys[row], memoryview(record))
+    records = map(memoryview, Labels(kind, keys, {"out": array}).records())
+    assert not gathered.fill(range(4), keys, records, print)
     got = gathered.columns["out"]
     assert got.dtype == array.dtype
     assert got.tobytes() == array.tobytes()
@@ -186,7 +187,15 @@ def test_a_record_under_another_key_is_damaged():
     assert is_sound(KIND, keys[0], first)
     assert not is_sound(KIND, keys[0], second)
     assert not is_sound(KIND, keys[0], b"")
-    assert not Gathered(KIND, 1).put(0, keys[0], memoryview(second))
+    rejected = []
+    records = [memoryview(b""), memoryview(second), None, memoryview(second)]
+    gathered = Gathered(KIND, 4)
+    left = gathered.fill(
+        range(4), [keys[0], keys[0], *keys], records, lambda *r: rejected.append(r)
+    )
+    assert left == [0, 1, 2]
+    assert rejected == [(keys[0], records[0]), (keys[0], records[1])]
+    assert gathered.columns["logits"][3].tobytes() == labels[1].tobytes()
 
 
 def test_what_a_damaged_record_says_of_its_size_is_not_believed():
@@ -198,9 +207,9 @@ def test_what_a_damaged_record_says_of_its_size_is_not_believed():
     keys = TOKENS.keys([bytes(16)], 0)
     (record,) = Labels(TOKENS, keys, columns, np.array([2])).records()
     huge = record[:8] + b"\xff" * 12 + record[20:]
-    gathered = Gathered(TOKENS, 1, 2)
-    assert not gathered.put(0, keys[0], memoryview(huge))
-    assert gathered.put(0, keys[0], memoryview(record))
+    gathered = Gathered(TOKENS, 2, 2)
+    records = [memoryview(huge), memoryview(record)]
+    assert gathered.fill(range(2), 2 * keys, records, lambda *_: None) == [0]
 
 
 def test_a_file_that_was_cut_off_is_refused(tmp_path):
