@@ -7,26 +7,23 @@ takes longer than to fill them.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 #: Bytes of a piece that is kept: smaller ones an allocator keeps itself.
 _SMALLEST, _LARGEST = 128 << 10, 64 << 20
 
-#: How many are kept, and how many bytes together.
-_MOST, _MOST_BYTES = 64, 128 << 20
+#: Bytes that are kept.
+_MOST = 128 << 20
 
 
 class Memory:
     """Makes arrays. Takes no lock, so that memory may come back in any thread, at any moment."""
 
     def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque(maxlen=_MOST)  # the longest unused goes first
+        self._free: dict[int, list[np.ndarray]] = {}  # pieces, by their bytes
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         """Like numpy's. It is its user's alone for as long as there is any view of it."""
@@ -34,31 +31,19 @@ class Memory:
         nbytes = of.itemsize * math.prod(shape)
         if not _SMALLEST <= nbytes <= _LARGEST:
             return np.empty(shape, of)
-        piece = self._take(nbytes)
-        if piece is None:
-            piece = np.empty(nbytes, np.uint8)
+        step = 1 << (nbytes.bit_length() - 3)  # so that arrays of almost the same size share pieces
+        size = -(-nbytes // step) * step
+        try:
+            piece = self._free[size].pop()  # the last one, of which some may be in a cache still
+        except (KeyError, IndexError):
+            piece = np.empty(size, np.uint8)
         return np.asarray(_Loan(piece, self, tuple(shape), of.str))
 
     def take_back(self, piece: np.ndarray) -> None:
         """Nobody uses it any more."""
-        self._free.append(piece)
-        while sum(map(len, tuple(self._free))) > _MOST_BYTES:
-            with contextlib.suppress(IndexError):  # another thread has
-                self._free.popleft()
-
-    def _take(self, nbytes: int) -> Any:
-        """A piece that is large enough, and not much larger; None if there is none. The last one to
-        come back is the first to be used: some of it may be in a cache still.
-        """
-        for _ in range(len(self._free)):
-            try:
-                piece = self._free.pop()
-            except IndexError:  # another thread has taken the last one
-                return None
-            if nbytes <= len(piece) <= 2 * nbytes:
-                return piece
-            self._free.appendleft(piece)
-        return None
+        self._free.setdefault(len(piece), []).append(piece)
+        if sum(size * len(pieces) for size, pieces in tuple(self._free.items())) > _MOST:
+            self._free = {}
 
 
 class _Loan:

@@ -42,15 +42,17 @@ def test_an_array_of_which_anything_is_left_is_nobody_elses(keep):
 def test_what_is_used_again_need_not_be_of_the_same_shape():
     memory = Memory()
     before = address(memory.empty(SHAPE, "float32"))
-    array = memory.empty((500, 100), "float32")
+    array = memory.empty((640, 100), "float32")
     assert address(array) == before
     array[:] = 1
-    assert array.shape == (500, 100)
+    assert array.shape == (640, 100)
     assert array.flags.writeable
     assert array.flags.c_contiguous
     del array
-    assert address(memory.empty((10, 100, 100), "float32")) != before  # too large for it
-    assert address(memory.empty((64, 512), "float32")) == before
+    assert address(memory.empty((64, 1010), "float32")) == before  # about as large
+    assert address(memory.empty((64, 1300), "float32")) != before
+    assert address(memory.empty((64, 512), "float32")) != before
+    assert address(memory.empty((32, 2000), "float32")) == before
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5, 10)])
@@ -63,10 +65,11 @@ def test_small_arrays_are_numpys_own(shape):
 def test_no_more_than_some_of_it_is_kept():
     memory = Memory()
     arrays = [memory.empty((30 << 20,), "uint8") for _ in range(9)]
-    addresses = set(map(address, arrays))
-    arrays.clear()
-    assert 1 < sum(map(len, memory._free)) / (30 << 20) <= 4
-    assert {address(piece) for piece in memory._free} <= addresses
+    while arrays:
+        arrays.pop()
+        kept = sum(len(piece) for pieces in memory._free.values() for piece in pieces)
+        assert kept <= 128 << 20
+    assert kept
 
 
 def test_threads_never_get_the_same_memory():
@@ -92,4 +95,4 @@ def test_threads_never_get_the_same_memory():
     for thread in threads:
         thread.join()
     assert not wrong
-    assert memory._free
+    assert any(memory._free.values())
