@@ -116,7 +116,7 @@ def make_lock(environment: Path) -> None:
 
 def new_live(directory: Path) -> tuple[Path, IO[bytes]]:
     """A directory for an environment of this process alone, and what says so while it is open."""
-    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    name = f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     path, unowned = directory / f"{name}{LIVE}", directory / f"{name}{NEW}"
     try:
         unowned.mkdir()
@@ -129,6 +129,17 @@ def new_live(directory: Path) -> tuple[Path, IO[bytes]]:
     return path, owner
 
 
+def _machine() -> str:
+    """This machine, until it is started anew. Another one may have the same host name, and where a
+    file system keeps locks to each machine, it would seem to have died.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()}-{boot}"
+
+
 def seal(live: Path) -> Path:
     """Nobody writes there any more; where it is now."""
     sealed = live.with_name(live.name[: -len(LIVE)] + SEALED)
@@ -139,7 +150,7 @@ def seal(live: Path) -> Path:
 def seal_orphans(directory: Path) -> None:
     """Seal what processes of this machine have left behind that were killed."""
     for live in live_ones(directory):
-        if not live.name.startswith(f"{socket.gethostname()}-"):
+        if not live.name.startswith(f"{_machine()}-"):
             continue  # whether a process of another machine is alive cannot be told
         with contextlib.suppress(OSError), open(live / _OWNER, "ab") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edl.errors import StoreError
-from edl.store import LabelStore
+from edl.store import LabelStore, places
 from edl.store.environment import open_environment, release
 from edl.store.maintenance import compact, verify
 from edl.store.records import Column, Gathered, Kind, Labels, is_sound
@@ -283,7 +283,7 @@ def test_what_comes_at_once_is_stored_as_far_as_the_limit_has_room(tmp_path):
 
 _FULL_DISK = """
 import resource, sys
-from edl.store import LabelStore
+from edl.store import LabelStore, places
 from tests.store.test_store import added, assert_has
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 with LabelStore(sys.argv[1]) as store:
@@ -332,7 +332,7 @@ def test_it_grows_beyond_its_first_map(tmp_path):
 
 _READ_ONLY = """
 import os, pathlib, sys
-from edl.store import LabelStore
+from edl.store import LabelStore, places
 from tests.store.test_store import added, assert_has
 directory = pathlib.Path(sys.argv[1])
 with LabelStore(sys.argv[2]) as store:  # what is imported late may lie where only root may read
@@ -387,7 +387,7 @@ def test_the_system_reads_ahead_where_records_are_large(tmp_path, size, ahead):
 
 _WRITER = """
 import sys
-from edl.store import LabelStore
+from edl.store import LabelStore, places
 from tests.store.test_store import added, assert_has
 local = {"local": True, "remote": False}[sys.argv[2]]
 first = int(sys.argv[3])
@@ -571,3 +571,15 @@ def test_one_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), LabelStore(tmp_path, local=False) as store:
         assert_has(store, [1])
     assert "broken.sealed" in caplog.text
+
+
+def test_what_a_machine_of_the_same_name_fills_is_its_own(tmp_path):
+    """Its lock on it may not be seen here: some network file systems keep locks to each machine."""
+    for boot in ("", "another"):
+        live, owner = places.new_live(tmp_path)
+        owner.close()
+        if boot:
+            this = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+            live = live.rename(live.with_name(live.name.replace(this, boot)))
+        places.seal_orphans(tmp_path)
+        assert live.exists() == bool(boot)
