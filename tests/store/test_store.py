@@ -112,6 +112,26 @@ def test_sequences_come_back_in_any_width(lengths, more, seed):
         np.testing.assert_array_equal(got[:, :width][inside], array[inside])
 
 
+def test_labels_that_somebody_holds_stay_as_they_are(tmp_path):
+    kind = Kind("model:a", "logits", ("img",), (Column("logits", (1000,), "float32"),))
+    keys = kind.keys([number.to_bytes(16, "big") for number in range(640)], 0)
+    labels = np.random.default_rng(0).random((640, 1000), np.float32)
+    with LabelStore(tmp_path) as store:
+        store.add(Labels(kind, keys, {"logits": labels}))
+        store.flush()
+        held = {}
+        for number in range(40):
+            rows = slice(number % 10 * 64, number % 10 * 64 + 64)
+            found = store.recall(kind, keys[rows]).labels.columns["logits"]
+            np.testing.assert_array_equal(found, labels[rows])
+            found += 1  # it is ours
+            if number % 3 == 0:
+                held[number] = found[1:]
+    for number, view in held.items():
+        start = number % 10 * 64
+        np.testing.assert_array_equal(view, labels[start + 1 : start + 64] + 1)
+
+
 dtypes = st.sampled_from(["float32", "float16", "int32", "uint8", "int64"])
 
 
