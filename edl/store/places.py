@@ -130,7 +130,7 @@ def new_live(directory: Path) -> tuple[Path, IO[bytes]]:
 
 
 def _machine() -> str:
-    """This machine, until it is started anew. Another one may have the same host name, and where a
+    """The machine, until it is started anew. Another one may have the same host name, and where a
     file system keeps locks to each machine, it would seem to have died.
     """
     try:
