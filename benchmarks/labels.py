@@ -263,6 +263,7 @@ def student(rounds: int, directory: Path) -> None:
             plain = ((*batch, each) for batch, each in zip(data, soft))
             times["labels that are there"].append(train(plain, step))
             times["from the store"].append(train(iter(reader), step))
+        found = reader.stats()["store"]
     base = statistics.median(times["labels that are there"])
     table = Table(title="ResNet-18, 16x3x64x64, no teacher")
     for name in ("", "s/step", "speed", "spread"):
@@ -272,6 +273,7 @@ def student(rounds: int, directory: Path) -> None:
         spread = (max(values) - min(values)) / median
         table.add_row(name, f"{median:.3f}", f"{base / median:.3f}", f"{spread:.0%}")
     Console().print(table)
+    print(f"looking up takes {found['seconds'] / (rounds * len(data)) * 1e3:.2f} ms a step")
 
 
 def main() -> None:
