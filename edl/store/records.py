@@ -290,9 +290,9 @@ class _RowViews:
 
 
 class Gathered:
-    """Arrays (rows, ...) by column, into which records are copied. ``width``: tokens of
-    a row, where rows are stored in their own length. ``memory``: of the arrays. ``contents``:
-    digests of what the rows held, of a kind that is keyed by something else.
+    """Arrays (rows, ...) by column, into which records are copied. ``width``: tokens of a row,
+    where rows are stored in their own length. ``memory``: of the arrays. ``contents``: digests of
+    what the rows held, of a kind that is keyed by something else.
     """
 
     def __init__(
