@@ -83,6 +83,8 @@ def command(
         stop.wait()
         for balancer in balancers:
             balancer.stop()
+    if gauges is not None:
+        gauges.close()
 
 
 #: By the summary's field: the metric, and what it is.
@@ -102,7 +104,9 @@ class _Gauges:
     """A summary's numbers as Prometheus gauges, by service."""
 
     def __init__(self, port: int, host: str) -> None:
-        from prometheus_client import CollectorRegistry, Gauge, start_http_server
+        from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
+
+        from edl._http import HttpServer
 
         registry = CollectorRegistry()
         self._gauges = {
@@ -110,10 +114,14 @@ class _Gauges:
             for field, (name, text) in GAUGES.items()
         }
         try:
-            start_http_server(port, host, registry)
+            self._server = HttpServer(make_wsgi_app(registry), host, [port])
         except OSError as error:
             endpoint = endpoint_of(host, port)
             raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Serve them no more."""
+        self._server.close()
 
     def show(self, service: str, summary: Optional[Summary]) -> None:
         """Set the gauges; without a summary, another process says what they are."""

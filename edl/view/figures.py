@@ -105,11 +105,6 @@ class Samples:
             samples.popleft()
 
     @property
-    def at(self) -> float:
-        """When it last said something."""
-        return self._samples[-1][0] if self._samples else -math.inf
-
-    @property
     def last(self) -> Values:
         """What it said last."""
         return self._samples[-1][1] if self._samples else {}
