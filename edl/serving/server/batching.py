@@ -39,6 +39,32 @@ class Waiting(Generic[T]):
     length: int = field(compare=False, default=0)
 
 
+@dataclass
+class _Group(Generic[T]):
+    """Requests that can share a batch: a heap, how many ``rows`` these have together, and the most
+    tokens of any row.
+    """
+
+    heap: list[Waiting[T]] = field(default_factory=list)
+    rows: int = 0
+    longest: int = 0
+
+    def push(self, waiting: Waiting[T]) -> None:
+        heapq.heappush(self.heap, waiting)
+        self.rows += waiting.rows
+        self.longest = max(self.longest, waiting.length)
+
+    def pop(self) -> Waiting[T]:
+        """The first. Say ``settle`` after the last of several."""
+        first = heapq.heappop(self.heap)
+        self.rows -= first.rows
+        return first
+
+    def settle(self) -> None:
+        if self.longest:
+            self.longest = max((waiting.length for waiting in self.heap), default=0)
+
+
 class Batcher(Generic[T]):
     """The queue of requests in front of the workers.
 
@@ -56,11 +82,11 @@ class Batcher(Generic[T]):
         max_queued: int = 1024,
         max_tokens: Optional[int] = None,
     ) -> None:
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._max_tokens = max_tokens
         self._max_wait = max_wait
         self._max_queued = max_queued
-        self._groups: dict[Hashable, list[Waiting[T]]] = {}  # a heap for each key
+        self._groups: dict[Hashable, _Group[T]] = {}
         self._numbers = itertools.count()
         self._virtual_time = 0.0
         self._finish: dict[Hashable, float] = {}  # the tag of each client's next request
@@ -73,7 +99,7 @@ class Batcher(Generic[T]):
     @property
     def rows(self) -> int:
         """Rows that wait."""
-        return sum(waiting.rows for group in self._groups.values() for waiting in group)
+        return sum(group.rows for group in self._groups.values())
 
     def is_full(self, client: Hashable) -> bool:
         """Whether another request of ``client`` is too much. One that queues little is let in when
@@ -105,7 +131,10 @@ class Batcher(Generic[T]):
         self._queued[client] += 1
         self._length += 1
         waiting = Waiting(start, next(self._numbers), item, rows, client, now, length)
-        heapq.heappush(self._groups.setdefault(key, []), waiting)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group()
+        group.push(waiting)
 
     def due(self) -> Optional[float]:
         """When the next batch is complete: a time in the past if it is already; None if empty."""
@@ -119,45 +148,47 @@ class Batcher(Generic[T]):
         due = [key for key, group in self._groups.items() if self._due(group) <= now]
         if not due:
             return []
-        key = min(due, key=lambda key: self._groups[key][0])
+        key = min(due, key=lambda key: self._groups[key].heap[0])
         group = self._groups[key]
+        heap = group.heap
         if ahead and not self._is_full(group):
             return []
-        self._virtual_time = group[0].start
+        self._virtual_time = heap[0].start
         batch: list[T] = []
         rows = length = 0
-        while group and (not batch or self._fits(rows + group[0].rows, length, group[0].length)):
-            waiting = heapq.heappop(group)
+        while heap and (not batch or self._fits(rows + heap[0].rows, length, heap[0].length)):
+            waiting = group.pop()
             batch.append(waiting.item)
             rows += waiting.rows
             length = max(length, waiting.length)
             self._left(waiting.client)
-        if not group:
+        group.settle()
+        if not heap:
             del self._groups[key]
         return batch
 
     def clear(self) -> list[T]:
         """Remove and return everything."""
-        items = [waiting.item for group in self._groups.values() for waiting in sorted(group)]
+        items = [each.item for group in self._groups.values() for each in sorted(group.heap)]
         self._groups.clear()
         self._finish.clear()
         self._queued.clear()
         self._length, self._virtual_time = 0, 0.0
         return items
 
-    def _due(self, group: list[Waiting[T]]) -> float:
-        oldest = min(waiting.since for waiting in group) if self._max_wait else group[0].since
-        full = not self._max_wait or self._is_full(group)
-        return oldest if full else oldest + self._max_wait
+    def _due(self, group: _Group[T]) -> float:
+        if not self._max_wait:
+            return group.heap[0].since
+        oldest = min(waiting.since for waiting in group.heap)
+        return oldest if self._is_full(group) else oldest + self._max_wait
 
-    def _is_full(self, group: list[Waiting[T]]) -> bool:
-        some = group[: self._max_rows]  # enough, as each has a row at least
-        rows = sum([waiting.rows for waiting in some])
-        return not self._fits(rows + 1, max([waiting.length for waiting in some]))
+    def _is_full(self, group: _Group[T]) -> bool:
+        """Whether no row that may come could still join the next batch."""
+        return not self._fits(group.rows + 1, group.longest)
 
     def _fits(self, rows: int, *lengths: int) -> bool:
         """Whether so many rows, filled up to the longest, are within the limits of a batch."""
-        if rows > self._max_rows:
+        if rows > self.max_rows:
             return False
         return self._max_tokens is None or rows * max(lengths) <= self._max_tokens
 
