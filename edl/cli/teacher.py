@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -235,6 +236,7 @@ async def _live(server: TeacherServer, options: dict[str, Any], stop: asyncio.Ev
         starting.cancel()
         return
     await starting
+    gc.freeze()  # what is there now stays: collecting is for what requests leave behind
     endpoint = endpoint_of(_advertised_host(options), server.port)
     with _registry(options) as etcd:
         registration = await _register(etcd, server, endpoint, options) if etcd else None

@@ -27,6 +27,7 @@ The worker ends when the front closes the control socket, however that happens.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -93,6 +94,7 @@ class WorkerLoop:
             logger.exception("making the predictor failed")
             return {"failed": f"{type(error).__name__}: {error}"}
         control.ignore_signals()  # again: Paddle has changed them
+        gc.freeze()  # what is there now stays: collecting is for what batches leave behind
         return {"ready": self._predictor.description.to_json()}
 
     def _note(self, message: dict[str, Any]) -> bool:
