@@ -48,10 +48,9 @@ from edl.distill.state import (
     quantiles,
     rate,
 )
-from edl.distill.windows import Window
+from edl.distill.windows import TOGETHER, Window, half_of
 from edl.errors import BatchRefused, ReaderError
 
-_TOGETHER = 256 << 10  # bytes of tasks that are sent, or read, at a time
 _KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
 
 
@@ -114,7 +113,7 @@ class Dispatch(Generic[Payload]):
             window = teacher.window
             total += window.size
             room += max(0, window.size - len(teacher.in_flight))
-            ahead += min(window.size // 2, int(_TOGETHER / max(1.0, window.nbytes)))
+            ahead += half_of(window.size, window.nbytes)
         return total, room, ahead
 
     @property
@@ -295,7 +294,8 @@ class Dispatch(Generic[Payload]):
         """A teacher's connection has ended: what was in flight there is first in line again.
 
         ``blame``: the tasks may be the cause (the teacher died or broke with them, it did not just
-        leave), so it counts as an attempt for the oldest of them, the one it was working on.
+        leave), so it counts as an attempt for the oldest of them, the one it was working on, and
+        each travels alone from now on.
         """
         teacher = self.teachers.pop(name, None)
         if teacher is None:
@@ -308,6 +308,7 @@ class Dispatch(Generic[Payload]):
                 continue
             if suspects and task_id == suspects[0]:
                 task.losses.append(reason)
+            task.alone |= blame
             self._retry(task)
 
     def retire(self, name: str, retiring: bool) -> None:
@@ -338,13 +339,16 @@ class Dispatch(Generic[Payload]):
         return task
 
     def next_tasks(self, name: str, now: float) -> list[Task]:
-        """The same for as many as are sent together: small ones, up to this teacher's share of
-        those that wait. Empty if there is none.
+        """The same for as many as are sent together (see ``Window``): small ones, up to this
+        teacher's share of those that wait. Empty if there is none.
         """
         tasks: list[Task] = []
+        if name not in self.teachers:
+            return tasks
         able = sum(teacher.has_room(now) for teacher in self.teachers.values())
-        share, nbytes = len(self._waiting) / max(1, able), 0.0
-        while not tasks or (len(tasks) < share and nbytes < _TOGETHER):
+        together = self.teachers[name].window.together(now)
+        most, nbytes = min(len(self._waiting) / max(1, able), together), 0.0
+        while not tasks or (len(tasks) < most and nbytes < TOGETHER):
             task = self.next_task(name, now)
             if task is None:
                 break
@@ -518,6 +522,15 @@ class Dispatch(Generic[Payload]):
             teacher.suspended_until = now + 0.2
             teacher.unavailable = message
         if task is not None:
+            self._retry(task)
+
+    def part(self, name: str, task_id: int, now: float) -> None:
+        """A request of several tasks has failed, nobody knows because of which: this one of them is
+        sent again, alone.
+        """
+        task = self._unanswered(name, task_id, now)
+        if task is not None:
+            task.alone = True
             self._retry(task)
 
     def _unanswered(self, name: str, task_id: int, now: float) -> Optional[Task]:

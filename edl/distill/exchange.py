@@ -34,6 +34,7 @@ from edl.errors import (
     ReaderError,
     RequestRefused,
     TeacherConnectionLost,
+    TeacherError,
     TeacherFailed,
     TeacherProtocolError,
     TeacherTimeout,
@@ -584,6 +585,8 @@ class Exchange:
                 teacher = self._dispatch.teachers.get(name)
                 if self._roster.held[name].retiring and not (teacher and teacher.in_flight):
                     return Instead.LEAVE
+                if client.broken is not None and not (teacher and teacher.in_flight):
+                    raise client.broken
                 if teacher is None and time.monotonic() >= ask_at:
                     return Instead.ASK_AGAIN
                 self._idle[name] = seat
@@ -602,43 +605,59 @@ class Exchange:
                 self._dispatch.weigh(client.endpoint, task.id, work)
 
     def answered(
-        self, client: Client, task: Task, answer: Answer, timing: Optional[Timing] = None
+        self,
+        client: Client,
+        answers: Sequence[tuple[Task, Answer]],
+        timing: Optional[Timing] = None,
     ) -> None:
         """See Desk."""
         name, now = client.endpoint, time.monotonic()
         seat = self._seats.get(name)
         plan = seat.plan if seat is not None else None
-        problem = ""
-        if isinstance(answer, _LOST):
-            problem = answer.message
-        elif isinstance(answer, dict) and plan is not None:
-            problem = plan.check(answer, task.stop - task.start)
-        elif isinstance(answer, TeacherFailed):
-            logger.warning("%s", answer)
-        if problem:
-            if seat is not None:
-                self.link_down(seat.link, client, problem)
-            return
+        for task, answer in answers:
+            problem = _problem(plan, task, answer)
+            if problem:
+                if seat is not None:
+                    self.link_down(seat.link, client, problem)
+                return
         with self._lock:
             if seat is None or seat.client is not client or seat.plan is not plan:
                 return
-            since = None
-            if isinstance(answer, dict):
-                nbytes = sum(array.nbytes for array in answer.values())
-                kept = self._dispatch.answered(name, task.id, answer, nbytes, now)
-                since = self._dispatch.since(task) if kept else None
-            elif isinstance(answer, RequestRefused):
-                self._dispatch.refused(name, task.id, answer.message, now)
-            elif isinstance(answer, TeacherUnavailable):
-                self._dispatch.unavailable(name, task.id, answer.message, now)
-            else:
-                self._dispatch.failed(name, task.id, answer.message, now)
+            since = [self._note_answer(name, task, answer, now) for task, answer in answers]
             self._wake()
             if self._roster.held[name].retiring:
                 seat.turn.notify()
         if self._timeline is not None and timing is not None:
-            error = "" if isinstance(answer, dict) else type(answer).__name__
-            self._timeline.answered(name, task, since, timing, now, error, way=client.way)
+            for (task, answer), read in zip(answers, since):
+                error = "" if isinstance(answer, dict) else type(answer).__name__
+                self._timeline.answered(name, task, read, timing, now, error, way=client.way)
+
+    def _note_answer(self, name: str, task: Task, answer: Answer, now: float) -> Optional[float]:
+        """With the lock. Returns when the task's batch was read, if the answer is kept."""
+        dispatch = self._dispatch
+        if isinstance(answer, dict):
+            nbytes = sum([array.nbytes for array in answer.values()])
+            kept = dispatch.answered(name, task.id, answer, nbytes, now)
+            return dispatch.since(task) if kept else None
+        if isinstance(answer, RequestRefused):
+            dispatch.refused(name, task.id, answer.message, now)
+        elif isinstance(answer, TeacherUnavailable):
+            dispatch.unavailable(name, task.id, answer.message, now)
+        else:
+            dispatch.failed(name, task.id, answer.message, now)
+        return None
+
+    def parted(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
+        """See Desk."""
+        logger.info("%s (a request of %d batches; each is sent again alone)", error, len(tasks))
+        with self._lock:
+            seat = self._seats.get(client.endpoint)
+            if seat is None or seat.client is not client:
+                return
+            now = time.monotonic()
+            for task in tasks:
+                self._dispatch.part(client.endpoint, task.id, now)
+            self._wake()
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """See Desk."""
@@ -689,6 +708,17 @@ class Exchange:
             wanted = dispatch.waiting or int(now >= dispatch.next_hedge())
             for name in dispatch.preferred(self._idle, now)[:wanted]:
                 self._idle[name].turn.notify()
+
+
+def _problem(plan: Optional[Plan], task: Task, answer: Answer) -> str:
+    """Why the connection of an answer is of no more use, or an empty string."""
+    if isinstance(answer, _LOST):
+        return answer.message
+    if isinstance(answer, dict) and plan is not None:
+        return plan.check(answer, task.stop - task.start)
+    if isinstance(answer, TeacherFailed):
+        logger.warning("%s", answer)
+    return ""
 
 
 def _undecided(error: NoTeacherError, stored: Collection[str]) -> NoTeacherError:

@@ -21,8 +21,8 @@ from typing import Callable, Optional, Protocol, Union
 import numpy as np
 
 from edl._threads import Loop
+from edl.distill.joining import Part, feeds_of, joined, split
 from edl.distill.labels import Maker
-from edl.distill.lengths import Span
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.state import Task
 from edl.errors import (
@@ -41,7 +41,7 @@ from edl.serving.client.entry import Client, Entry
 from edl.serving.client.local import connect_nearer, socket_of
 from edl.serving.client.teacher import TLS
 from edl.serving.client.timing import Timing
-from edl.serving.wire.description import Description
+from edl.serving.wire.description import Description, batch_rows
 from edl.serving.wire.times import are_told
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class Wants:
     want to be shown. ``targets``: the slot of target ids. ``tokenizer``: the fingerprint of the
     student's; empty: any. ``lengths``: the slot of the rows' lengths, or of a mask, if they are
     sequences that can be trimmed. ``wire``: in which dtypes slots and predictions travel, where
-    that is narrower. ``local``: to use teachers on this machine by their Unix sockets.
+    that is narrower. ``local``: to use teachers on this machine by their Unix sockets. ``timed``:
+    to ask for times. ``rows``: of a request, at most.
     """
 
     ins: Optional[Sequence[Optional[str]]]
@@ -79,6 +80,7 @@ class Wants:
     wire: Mapping[str, str] = field(default_factory=dict)
     local: bool = True
     timed: bool = False
+    rows: int = 1
 
 
 class Instead(Enum):
@@ -110,15 +112,25 @@ class Desk(Protocol):
         """
 
     def wait_for_tasks(self, link: TeacherLink, client: Client) -> Union[list[Work], Instead]:
-        """The next tasks for this teacher, or what to do instead."""
+        """The next tasks for this teacher, or what to do instead. Raises TeacherError if its
+        connection has ended.
+        """
 
     def weighed(self, client: Client, task: Task, work: int) -> None:
         """A task of sequences, which is sent to the teacher now, has so many tokens."""
 
     def answered(
-        self, client: Client, task: Task, answer: Answer, timing: Optional[Timing] = None
+        self,
+        client: Client,
+        answers: Sequence[tuple[Task, Answer]],
+        timing: Optional[Timing] = None,
     ) -> None:
-        """The teacher's answer to a task, and its times if they were wanted."""
+        """The teacher's answers to the tasks of one request, and its times if they were wanted."""
+
+    def parted(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
+        """The teacher has failed at a request of all these tasks, or refused it, nobody knows
+        because of which: each is to be sent again, alone.
+        """
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:
         """The task's rows cannot be sent at all."""
@@ -211,7 +223,7 @@ class TeacherLink:
             self._desk.link_up(self, client, plan, description)
             started, reason = time.monotonic(), "the connection was given up"
             try:
-                self._send_tasks(client, plan, is_the_same, are_told(description))
+                self._send_tasks(client, plan, description, is_the_same)
             except Exception as error:
                 reason = getattr(error, "message", str(error))
                 raise
@@ -290,10 +302,9 @@ class TeacherLink:
             return known
 
     def _send_tasks(
-        self, client: Client, plan: Plan, is_the_same: Callable[[], bool], tells: bool
+        self, client: Client, plan: Plan, said: Description, is_the_same: Callable[[], bool]
     ) -> None:
-        """Send what there is to send; ``tells``: the teacher says times if it is asked."""
-        fetches = plan.fetch_names()
+        """Send what there is to send to a teacher that has ``said`` what it serves."""
         while True:
             work = self._desk.wait_for_tasks(self, client)
             if work is Instead.ASK_AGAIN and is_the_same():
@@ -301,41 +312,56 @@ class TeacherLink:
             if isinstance(work, Instead):
                 return
             try:
-                while work:  # what is sent is not held while the next waits
-                    timing = Timing(tells) if self._wants.timed else None
-                    self._send(client, plan, fetches, *work.pop(0), timing, more=bool(work))
+                self._send_together(client, plan, said, work)
             finally:
                 client.flush()
 
-    def _send(
-        self,
-        client: Client,
-        plan: Plan,
-        fetches: list[str],
-        task: Task,
-        batch: Columns,
-        timing: Optional[Timing],
-        more: bool,
+    def _send_together(
+        self, client: Client, plan: Plan, said: Description, work: list[Work]
     ) -> None:
-        """Send a task, or report that it cannot be sent. ``more``: another one follows."""
+        """Send tasks, several in a request where that can be, or report that they cannot be."""
+        parts = []
+        while work:
+            part = self._part(client, plan, *work.pop(0))
+            if part is not None:
+                parts.append(part)
+        requests = joined(parts, min(self._wants.rows, batch_rows(said)))
+        while requests:  # what is sent is not held while the next waits
+            timing = Timing(are_told(said)) if self._wants.timed else None
+            self._send(client, plan, requests.pop(0), timing, more=bool(requests))
+
+    def _part(self, client: Client, plan: Plan, task: Task, batch: Columns) -> Optional[Part]:
+        """What is sent of a task; None, which is reported, if it cannot be."""
         try:
             span = plan.span(batch, task.start, task.stop)
             feeds = plan.feed(batch, task.start, task.stop, span, task.made)
             label_feeds = plan.label_feeds(batch, task.start, task.stop, span)
         except SourceError as error:
             self._desk.rejected(client, task, error)
-            return
+            return None
         except Exception as error:  # whatever converting the user's data may raise
             logger.exception("rows %d to %d cannot be fed", task.start, task.stop)
             self._desk.rejected(client, task, SourceError(f"{type(error).__name__}: {error}"))
-            return
+            return None
         if span.length:
             self._desk.weighed(client, task, span.work)
+        return Part(task, span, {**feeds, **plan.sent(label_feeds)}, label_feeds)
+
+    def _send(
+        self,
+        client: Client,
+        plan: Plan,
+        parts: Sequence[Part],
+        timing: Optional[Timing],
+        more: bool,
+    ) -> None:
+        """Send a request. ``more``: another one follows."""
+        reply = _Reply(self._desk, client, plan, parts, timing)
         try:
-            reply = _Reply(self._desk, client, task, plan, label_feeds, span, timing)
-            client.submit({**feeds, **plan.sent(label_feeds)}, fetches, reply, more, timing)
+            client.submit(feeds_of(parts), plan.fetch_names(), reply, more, timing)
         except WireError as error:
-            self._desk.rejected(client, task, SourceError(str(error)))
+            for part in parts:
+                self._desk.rejected(client, part.task, SourceError(str(error)))
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:
@@ -354,38 +380,44 @@ def _check_tokenizer(wanted: str, description: Description) -> None:
 
 
 class _Reply:
-    """Passes a task's answer on, together with the connection it came from: the columns that the
-    ``plan`` reads in it, as wide as the batch.
+    """Passes a request's answer on, together with the connection it came from: for each of its
+    tasks the columns that the ``plan`` reads in it, as wide as the batch.
     """
 
-    __slots__ = ("_client", "_desk", "_label_feeds", "_plan", "_span", "_task", "_timing")
+    __slots__ = ("_client", "_desk", "_parts", "_plan", "_timing")
 
     def __init__(
         self,
         desk: Desk,
         client: Client,
-        task: Task,
         plan: Plan,
-        label_feeds: dict[str, np.ndarray],
-        span: Span,
+        parts: Sequence[Part],
         timing: Optional[Timing],
     ) -> None:
-        self._desk, self._client, self._task, self._timing = desk, client, task, timing
-        self._plan, self._label_feeds, self._span = plan, label_feeds, span
+        self._desk, self._client, self._plan = desk, client, plan
+        self._parts, self._timing = parts, timing
 
     def __call__(self, answer: Answer) -> None:
-        if isinstance(answer, dict):
-            answer = self._read(answer)
-        self._desk.answered(self._client, self._task, answer, self._timing)
+        tasks = [part.task for part in self._parts]
+        if len(tasks) > 1 and isinstance(answer, (RequestRefused, TeacherFailed)):
+            self._desk.parted(self._client, tasks, answer)
+            return
+        answers = self._read(answer) if isinstance(answer, dict) else [answer] * len(tasks)
+        self._desk.answered(self._client, list(zip(tasks, answers)), self._timing)
 
-    def _read(self, outputs: dict[str, np.ndarray]) -> Answer:
-        endpoint = self._client.endpoint
+    def _read(self, outputs: dict[str, np.ndarray]) -> Sequence[Answer]:
+        plan, endpoint = self._plan, self._client.endpoint
+        error: TeacherError
         try:
-            return self._plan.widen(self._plan.read(outputs, self._label_feeds), self._span)
-        except WireError as error:
-            return TeacherProtocolError(endpoint, str(error))
-        except ConfigError as error:
-            return TeacherFailed(endpoint, str(error))
-        except Exception as error:  # a bug, of which the task has to hear all the same
+            return [
+                plan.widen(plan.read(its_outputs, part.label_feeds), part.span)
+                for part, its_outputs in zip(self._parts, split(outputs, self._parts))
+            ]
+        except WireError as wrong:
+            error = TeacherProtocolError(endpoint, str(wrong))
+        except ConfigError as wrong:
+            error = TeacherFailed(endpoint, str(wrong))
+        except Exception as wrong:  # a bug, of which the tasks have to hear all the same
             logger.exception("the answer of %s cannot be read", endpoint)
-            return TeacherProtocolError(endpoint, f"{type(error).__name__}: {error}")
+            error = TeacherProtocolError(endpoint, f"{type(wrong).__name__}: {wrong}")
+        return [error] * len(self._parts)

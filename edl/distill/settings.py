@@ -128,6 +128,7 @@ def pool_configs(
             settings.lengths,
             settings.wire,
             local,
+            rows=settings.task_rows,
         )
         configs.append(
             PoolConfig(

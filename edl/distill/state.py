@@ -85,7 +85,8 @@ class Limits:
 
 @dataclass
 class Task:
-    """Rows ``start:stop`` of a batch, to be computed by one teacher. ``made``: what was made of
+    """Rows ``start:stop`` of a batch, to be computed by one teacher. ``alone``: it shares its
+    requests with no other, since one that it was in has failed. ``made``: what was made of
     them to be sent, for whoever is sent them next; with the task it is gone.
     """
 
@@ -99,6 +100,7 @@ class Task:
     failures: dict[str, list[str]] = field(default_factory=dict)  # the same: errors of its own
     losses: list[str] = field(default_factory=list)  # teachers that were lost while they had it
     refused_since: float = 0.0
+    alone: bool = False
     made: dict[Any, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -24,6 +24,9 @@ _GAIN = 2.0
 #: wake-ups meanwhile.
 _SLACK = 0.005
 
+#: Bytes of tasks that are sent, or read, together.
+TOGETHER = 256 << 10
+
 #: Answers by which the delay is measured, and seconds until it is measured again (or so many
 #: delays, where these are longer).
 _MEASURED_BY = 3
@@ -51,6 +54,11 @@ def enough(interval: float, delay: float, nbytes: float, bounds: Bounds) -> int:
     return max(bounds.least, math.floor(wanted))
 
 
+def half_of(size: int, nbytes: float) -> int:
+    """Half of so many tasks of ``nbytes``, as far as these are small; 0 if they are large."""
+    return min(size // 2, int(TOGETHER / max(1.0, nbytes)))
+
+
 @dataclass
 class Window:
     """The window of one teacher: ``size``, of which little is used while its delay is measured."""
@@ -70,8 +78,16 @@ class Window:
 
     def room(self, in_flight: int, now: float) -> int:
         """How many tasks more it may be sent."""
-        size = self.bounds.least if now >= self.measure_at else self.size
-        return max(0, size - in_flight)
+        return max(0, self._used(now) - in_flight)
+
+    def together(self, now: float) -> int:
+        """How many tasks are sent together, at most: half of those that may be in flight, so that
+        it has work while they are answered.
+        """
+        return max(1, half_of(self._used(now), self.nbytes))
+
+    def _used(self, now: float) -> int:
+        return self.bounds.least if now >= self.measure_at else self.size
 
     def is_quiet(self, in_flight: int) -> bool:
         """Whether a task that makes it so many in flight shows the delay."""

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from edl.discovery.embedded import EmbeddedEtcd
 from edl.distill import DistillReader, Limits
 from edl.errors import BatchRefused, ReaderError
 from edl.serving.wire import frame
-from edl.serving.wire.description import DESCRIBE_SERVICE
+from edl.serving.wire.description import BATCH_ROWS, DESCRIBE_SERVICE
 from edl.serving.wire.messages import decode_request, encode_response
 from tests.serving.client.test_teacher import receive
 from tests.support.predictors import Sums
@@ -31,10 +32,13 @@ def respond(conn, meta, payload, code=0, text=""):
 
 
 class BadTeacher:
-    """Describes itself like Sums; a request is left to ``misbehave(conn, meta, feeds)``."""
+    """Describes itself like Sums, and says that it computes ``batch_rows`` together; a request is
+    left to ``misbehave(conn, meta, feeds)``.
+    """
 
-    def __init__(self, misbehave, listener=None):
+    def __init__(self, misbehave, listener=None, batch_rows=64):
         self._misbehave = misbehave
+        self._says = replace(Sums.description, extra={BATCH_ROWS: batch_rows}).to_json()
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests = 0
@@ -53,7 +57,7 @@ class BadTeacher:
                 body = memoryview(receive(conn, body_size))
                 meta, payload = frame.parse_body(body, meta_size)
                 if meta.service == DESCRIBE_SERVICE:
-                    respond(conn, meta, [Sums.description.to_json().encode()])
+                    respond(conn, meta, [self._says.encode()])
                     continue
                 self.requests += 1
                 self._misbehave(conn, meta, decode_request(payload).feeds)

@@ -398,7 +398,45 @@ def test_large_tasks_are_given_out_one_by_one():
 def test_no_more_tasks_are_given_out_together_than_there_is_room_for():
     dispatch = dispatch_with("a", min_window=2, max_window=2)
     add(dispatch, *"abcdef")
-    assert len(dispatch.next_tasks("a", 0.0)) == 2
+    for expected in (1, 1, 0):
+        assert len(dispatch.next_tasks("a", 0.0)) == expected
+
+
+def test_half_a_window_is_given_out_together_so_that_there_is_work_while_it_is_answered():
+    dispatch = dispatch_with("a", min_window=8, max_window=8)
+    add(dispatch, *"abcdefghijkl")
+    for expected in (4, 4, 0):
+        assert len(dispatch.next_tasks("a", 0.0)) == expected
+
+
+def test_tasks_of_a_request_that_has_failed_are_first_in_line_and_travel_alone():
+    dispatch = dispatch_with("a", "b", min_window=8, max_window=8)
+    add(dispatch, *"abcd")
+    together = dispatch.next_tasks("a", 0.0)
+    assert len(together) == 2
+    for task in together:
+        dispatch.part("a", task.id, 0.1)
+    assert dispatch.next_tasks("a", 0.1) == together
+    assert all(task.alone and not task.refusals and not task.failures for task in together)
+    assert not any(task.alone for task in dispatch.next_tasks("b", 0.1))
+
+
+def test_tasks_that_a_teacher_was_lost_with_travel_alone():
+    dispatch = dispatch_with("a", "b", min_window=8, max_window=8)
+    add(dispatch, *"abcd")
+    together = dispatch.next_tasks("a", 0.0)
+    dispatch.leave("a", "connection reset", blame=True)
+    assert all(task.alone for task in together)
+    assert [task.losses for task in together] == [["connection reset"], []]
+    assert dispatch.next_tasks("b", 0.1)[:2] == together
+
+
+def test_tasks_of_a_teacher_that_just_leaves_may_share_a_request_again():
+    dispatch = dispatch_with("a", "b", min_window=8, max_window=8)
+    add(dispatch, *"abcd")
+    together = dispatch.next_tasks("a", 0.0)
+    dispatch.leave("a", "it serves another model", blame=False)
+    assert not any(task.alone for task in together)
 
 
 def test_a_source_of_small_batches_is_woken_for_several_of_them():

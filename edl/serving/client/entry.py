@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, Protocol
 
-from edl.errors import ConfigError, TlsRefused
+from edl.errors import ConfigError, TeacherError, TlsRefused
 from edl.serving.client.teacher import OnAnswer, Outputs, TeacherClient
 from edl.serving.client.timing import Timing
 from edl.serving.client.tls import Trust
@@ -30,6 +30,10 @@ class Client(Protocol):
     @property
     def way(self) -> str:
         """See TeacherClient.way; to a pipeline it is "grpc"."""
+
+    @property
+    def broken(self) -> Optional[TeacherError]:
+        """See TeacherClient.broken."""
 
     def submit(
         self,

@@ -140,6 +140,11 @@ class PipelineClient:
             on_answer(self._closed)
         self._channel.close()
 
+    @property
+    def broken(self) -> Optional[TeacherError]:
+        """See TeacherClient.broken. gRPC connects again by itself."""
+        return self._closed
+
     def __enter__(self) -> PipelineClient:
         return self
 

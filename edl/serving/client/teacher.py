@@ -241,6 +241,11 @@ class TeacherClient:
             return TLS if isinstance(self._socket, SecureSocket) else TCP
         return SHARED_MEMORY if self._lending.in_use else UNIX_SOCKET
 
+    @property
+    def broken(self) -> Optional[TeacherError]:
+        """Why the connection has ended; None while it has not, as far as that is known."""
+        return self._broken
+
     def _submit(
         self,
         feeds: Mapping[str, np.ndarray],

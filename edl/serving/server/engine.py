@@ -25,7 +25,7 @@ from edl.serving.server.metrics import Metrics
 from edl.serving.server.rate import Rate
 from edl.serving.server.sharing import Lease
 from edl.serving.wire import frame, labels, narrow, times
-from edl.serving.wire.description import Description, TensorSpec
+from edl.serving.wire.description import BATCH_ROWS, Description, TensorSpec
 from edl.serving.wire.fetches import answer_specs, resolve
 from edl.serving.wire.labels import LabelForm
 from edl.serving.wire.messages import Request, Room
@@ -194,7 +194,8 @@ class Engine:
         )
         first = descriptions[0]
         able = {each.DESCRIBED: each.VERSION for each in (labels, narrow, times)}
-        self.description = replace(first, extra={**first.extra, **able})
+        rows = self._batcher.max_rows
+        self.description = replace(first, extra={**first.extra, **able, BATCH_ROWS: rows})
         self._ready.update(self._workers)
         self.loaded = True
         self._spawn(self._watch())

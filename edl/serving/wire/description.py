@@ -31,6 +31,9 @@ DESCRIBE_SERVICE, DESCRIBE_METHOD = "edl.TeacherService", "describe"
 #: What fingerprints begin with that stand for feeds and fetches only, not for weights.
 SPECS_ONLY = "specs:"
 
+#: What ``extra`` says of how many rows a server computes together.
+BATCH_ROWS = "batch_rows"
+
 _MAX_FINGERPRINT = 128
 _MAX_SIZE = 2**31 - 1  # sizes travel as int32
 _DTYPES = (
@@ -172,6 +175,14 @@ class Description:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise ConfigError(f"not a teacher's description: {text[:200]!r} ({reason})") from error
+
+
+def batch_rows(description: Description) -> int:
+    """How many rows the server computes together, and may be asked about in one request; 1 if it
+    does not say.
+    """
+    said = description.extra.get(BATCH_ROWS)
+    return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 1
 
 
 def parse_specs(specs: Specs) -> dict[str, TensorSpec]:

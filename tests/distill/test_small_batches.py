@@ -1,0 +1,147 @@
+"""Small batches share requests, and nobody can tell from what comes of them."""
+
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+
+from edl.distill import DistillReader, TeacherPool
+from edl.errors import BatchRefused
+from edl.serving.wire import frame
+from edl.serving.wire.messages import encode_response
+from tests.distill.test_bad_teachers import BadTeacher, respond, right
+from tests.support.predictors import Sums
+from tests.support.processes import eventually, python_teacher
+
+COUNT, ROWS = 300, 4
+
+
+def img(number, rows=ROWS):
+    return np.full((rows, 3), number, "f4") + np.arange(rows, dtype="f4")[:, None]
+
+
+def source():
+    for number in range(COUNT):
+        yield img(number), number
+
+
+def check(batches):
+    numbers = []
+    for rows, number, prob in batches:
+        np.testing.assert_array_equal(prob[:, 0], rows.sum(axis=1))
+        numbers.append(number)
+    assert numbers == list(range(COUNT))
+
+
+class Scripted(BadTeacher):
+    """Answers rightly, and notes how many rows each request has. Requests with a
+    negative number are answered with ``code``.
+    """
+
+    def __init__(self, batch_rows=64, code=frame.EREQUEST):
+        self.rows = []
+        self._code = code
+        super().__init__(self._answer, batch_rows=batch_rows)
+
+    def _answer(self, conn, meta, feeds):
+        self.rows.append(len(feeds["img"]))
+        if (feeds["img"] < 0).any():
+            respond(conn, meta, [], self._code, "negative")
+        else:
+            respond(conn, meta, encode_response({"prob": right(feeds)}))
+
+
+@pytest.fixture
+def scripted(request):
+    teacher = Scripted(**getattr(request, "param", {}))
+    yield teacher
+    teacher.close()
+
+
+def test_they_share_requests_up_to_what_the_teacher_computes_together(scripted):
+    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint) as reader:
+        check(reader)
+        stats = reader.stats()
+    assert stats["rows"] == COUNT * ROWS == sum(scripted.rows)
+    assert len(scripted.rows) < COUNT / 2
+    assert max(scripted.rows) <= 64
+    assert (stats["resent"], stats["failed"]) == (0, 0)
+
+
+def test_no_request_has_more_rows_than_the_student_allows(scripted):
+    options = {"teacher_batch_size": 8}
+    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint, **options) as reader:
+        check(reader)
+    assert max(scripted.rows) == 8
+
+
+@pytest.mark.parametrize(
+    "scripted", [{"batch_rows": said} for said in (None, 1, 0, -5, True, "64", 64.0)], indirect=True
+)
+def test_a_teacher_that_does_not_say_how_many_it_computes_gets_each_by_itself(scripted):
+    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint) as reader:
+        check(reader)
+    assert set(scripted.rows) == {ROWS}
+
+
+@pytest.mark.parametrize(
+    "scripted", [{"code": code} for code in (frame.EREQUEST, frame.EINTERNAL)], indirect=True
+)
+def test_of_those_that_share_a_request_only_the_one_that_is_wrong_fails(scripted):
+    with TeacherPool(["prob"], scripted.endpoint, feeds=["img"]) as pool:
+        batches = [img(number if number % 50 != 30 else -9) for number in range(COUNT)]
+        futures = [pool.submit(batch) for batch in batches]
+        wait(futures, 30)
+        for number, future in enumerate(futures):
+            if number % 50 == 30:
+                with pytest.raises(BatchRefused, match="negative"):
+                    future.result(0)
+            else:
+                prob = future.result(0)["prob"]
+                np.testing.assert_array_equal(prob[:, 0], batches[number].sum(axis=1))
+
+
+def test_one_that_kills_workers_fails_alone():
+    """Of a real teacher: the others are computed by the process that comes after."""
+    with python_teacher("Fragile") as teacher, TeacherPool(["prob"], teacher.endpoint) as pool:
+        numbers = [*range(40), np.inf, *range(40, 80)]
+        futures = [pool.submit({"img": img(number)}) for number in numbers]
+        wait(futures, 60)
+        with pytest.raises(BatchRefused, match="while computing this request"):
+            futures[40].result(0)
+        for number, future in zip(numbers, futures):
+            if number != np.inf:
+                expected = img(number).sum(axis=1)
+                np.testing.assert_array_equal(future.result(0)["prob"][:, 0], expected)
+
+
+def test_batches_of_different_kinds_find_their_answers(sums_teacher):
+    def mixed():
+        for number in range(COUNT):
+            width, rows = 3 + number // 5 % 3, number % 7
+            yield np.full((rows, width), number, "f4"), number
+
+    with DistillReader(["img", "label"], ["prob"], mixed, sums_teacher.endpoint) as reader:
+        check(reader)
+
+
+def test_a_connection_that_ends_while_nothing_is_asked_is_noticed():
+    source = [(img(0), 0)] * 3
+    with python_teacher() as teacher:
+        with DistillReader(["img", "label"], ["prob"], lambda: source, teacher.endpoint) as reader:
+            batches = iter(reader)
+            next(batches)
+            eventually(lambda: reader.stats()["buffer"]["batches"] == 2)
+            assert list(reader.stats()["teachers"]) == [teacher.endpoint]
+            teacher.kill()
+            eventually(lambda: not reader.stats()["teachers"])
+            assert len(list(batches)) == 2
+            assert reader.stats()["resent"] == 0
+
+
+def test_what_a_teacher_says_of_its_batches(sums_teacher):
+    from edl.serving import TeacherClient
+
+    with TeacherClient(sums_teacher.endpoint) as client:
+        assert client.describe().extra["batch_rows"] == 64
+        assert client.describe().feeds == Sums.description.feeds
