@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-#: For each model that does nothing: its teacher's predictor, and rows that are computed together.
-#: Two large batches are not: a model that makes one of them would copy them.
+#: For each model that does nothing: its teacher's predictor, and rows that are computed together:
+#: of small batches as many as the other lines have in flight. Two large batches are not: a model
+#: that makes one of them would copy them.
 HOSTED = {
     "3x224x224": ("images", 32),
-    "1x28x28": ("digits", 64),
+    "1x28x28": ("digits", 128),
     "8x2048": ("tokens", 8),
     "row": ("row", 64),
 }
