@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +17,10 @@ from edl.errors import EdlError
 from edl.serving.worker.channel import Channel
 
 logger = logging.getLogger(__name__)
+
+#: Threads of OpenMP that wait for work sleep: by default they spin, for a fifth of a second after
+#: each batch, on the cores that the front process, other workers and students on this machine need.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 #: Seconds after SIGKILL that a child may take to be gone. One that waits for a device or a file
 #: system in the kernel cannot be killed; nobody waits for it any longer.
@@ -53,7 +58,9 @@ class Child:
         with theirs:
             inherited = (theirs.fileno(), *fds)
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *map(str, inherited)], pass_fds=inherited
+                [sys.executable, "-m", module, *map(str, inherited)],
+                pass_fds=inherited,
+                env={**_ENVIRONMENT, **os.environ},
             )
         return cls(process, ours, heard)
 

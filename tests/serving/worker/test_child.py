@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -272,3 +273,21 @@ def test_shorter_messages_are_parsed_first(inputs):
     inputs.view(0, 10_000)[:] = b" " * 10_000
     asyncio.run(check())
     assert order == [500, 1000, 2000, 3000]
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_math_threads_sleep_while_there_is_no_work_unless_the_user_says_otherwise(
+    inputs, monkeypatch, said, expected
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+
+    async def check():
+        worker = WorkerProcess(PREDICTOR, inputs, 1 << 20)
+        await worker.start(60)
+        environment = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+        await worker.stop()
+        assert f"OMP_WAIT_POLICY={expected}" in environment
+
+    asyncio.run(check())
