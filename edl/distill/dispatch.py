@@ -29,7 +29,7 @@ from __future__ import annotations
 import bisect
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, Generic, Optional
@@ -346,8 +346,8 @@ class Dispatch(Generic[Payload]):
         if name not in self.teachers:
             return tasks
         able = sum(teacher.has_room(now) for teacher in self.teachers.values())
-        together = self.teachers[name].window.together(now)
-        most, nbytes = min(len(self._waiting) / max(1, able), together), 0.0
+        most = min(len(self._waiting) / max(1, able), self.teachers[name].together(now))
+        nbytes = 0.0
         while not tasks or (len(tasks) < most and nbytes < TOGETHER):
             task = self.next_task(name, now)
             if task is None:
@@ -360,7 +360,7 @@ class Dispatch(Generic[Payload]):
         """Those of ``names`` with room for a task, by who would be done first with it."""
         teachers = [self.teachers[name] for name in names if name in self.teachers]
         able = [teacher for teacher in teachers if teacher.has_room(now)]
-        able.sort(key=lambda teacher: (len(teacher.in_flight) + 1) * (teacher.usual or 1e-6))
+        able.sort(key=lambda teacher: (len(teacher.in_flight) + 1) * teacher.pace)
         return [teacher.name for teacher in able]
 
     def _first_in_line_for(self, teacher: TeacherState) -> Optional[Task]:
@@ -524,14 +524,18 @@ class Dispatch(Generic[Payload]):
         if task is not None:
             self._retry(task)
 
-    def part(self, name: str, task_id: int, now: float) -> None:
-        """A request of several tasks has failed, nobody knows because of which: this one of them is
-        sent again, alone.
+    def part(self, name: str, task_ids: Sequence[int], now: float) -> None:
+        """A request of these tasks has failed, nobody knows because of which: each is sent again,
+        alone. A teacher that fails at many of them is sent no more such.
         """
-        task = self._unanswered(name, task_id, now)
-        if task is not None:
-            task.alone = True
-            self._retry(task)
+        self.counters.failed += 1
+        if name in self.teachers:
+            self.teachers[name].parted += 1
+        for task_id in task_ids:
+            task = self._unanswered(name, task_id, now)
+            if task is not None:
+                task.alone = True
+                self._retry(task)
 
     def _unanswered(self, name: str, task_id: int, now: float) -> Optional[Task]:
         teacher = self.teachers.get(name)
@@ -608,6 +612,7 @@ class Dispatch(Generic[Payload]):
     def _learn(self, teacher: TeacherState, task_id: int, rows: int, work: int, now: float) -> None:
         """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
         sent = teacher.in_flight[task_id]
+        same = teacher.answered > 0 and now == teacher.last_heard  # as a task before: one answer
         at_head = now - max(teacher.last_heard, sent)
         teacher.last_heard = now
         teacher.recent.append(AnswerRecord(now, now - sent, rows, work))
@@ -616,14 +621,17 @@ class Dispatch(Generic[Payload]):
         self._latencies.add(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
             self._usual_latency = statistics.median(self._recent)
-        if not teacher.answered:
-            teacher.usual, teacher.deviation = at_head, at_head / 2
-        else:
-            teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
-            teacher.usual += (at_head - teacher.usual) / 8
+        if not same:
+            teacher.usual_work_before, teacher.work_now = teacher.usual_work, 0
+            if not teacher.answered:
+                teacher.usual, teacher.deviation = at_head, at_head / 2
+            else:
+                teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
+                teacher.usual += (at_head - teacher.usual) / 8
         if work:  # not of what nobody waits for now
-            usual_work = teacher.usual_work or work
-            teacher.usual_work = usual_work + (work - usual_work) / 8
+            teacher.work_now += work
+            before = teacher.usual_work_before or teacher.work_now
+            teacher.usual_work = before + (teacher.work_now - before) / 8
         teacher.answered += 1
         nbytes = self._bytes_of(task_id)
         teacher.window.answered(now - sent, at_head, nbytes, task_id in teacher.quiet, now)

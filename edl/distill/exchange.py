@@ -579,14 +579,14 @@ class Exchange:
         with self._lock:
             seat = self._seats.get(name)
             while seat is not None and seat.client is client:
+                if client.broken is not None:
+                    raise client.broken
                 tasks = self._dispatch.next_tasks(name, time.monotonic())
                 if tasks:
                     return [(task, self._dispatch.payload(task)) for task in tasks]
                 teacher = self._dispatch.teachers.get(name)
                 if self._roster.held[name].retiring and not (teacher and teacher.in_flight):
                     return Instead.LEAVE
-                if client.broken is not None and not (teacher and teacher.in_flight):
-                    raise client.broken
                 if teacher is None and time.monotonic() >= ask_at:
                     return Instead.ASK_AGAIN
                 self._idle[name] = seat
@@ -649,14 +649,13 @@ class Exchange:
 
     def parted(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
         """See Desk."""
-        logger.info("%s (a request of %d batches; each is sent again alone)", error, len(tasks))
+        logger.warning("%s (a request of %d batches; each is sent again alone)", error, len(tasks))
         with self._lock:
             seat = self._seats.get(client.endpoint)
             if seat is None or seat.client is not client:
                 return
-            now = time.monotonic()
-            for task in tasks:
-                self._dispatch.part(client.endpoint, task.id, now)
+            ids = [task.id for task in tasks]
+            self._dispatch.part(client.endpoint, ids, time.monotonic())
             self._wake()
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:

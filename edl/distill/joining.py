@@ -11,6 +11,9 @@ from edl.distill.lengths import Span
 from edl.distill.state import Task
 from edl.errors import WireError
 
+#: Bytes of a part of an answer from which on it is copied: who keeps one keeps no others with it.
+_LARGE = 32 << 10
+
 
 @dataclass(frozen=True)
 class Part:
@@ -56,8 +59,8 @@ def feeds_of(parts: Sequence[Part]) -> Mapping[str, np.ndarray]:
 
 
 def split(outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
-    """The outputs of each part, views of ``outputs``. Raises WireError, which names the output, if
-    one has not as many rows as were sent.
+    """The outputs of each part: views of ``outputs``, if they are small. Raises WireError, which
+    names the output, if one has not as many rows as were sent.
     """
     if len(parts) == 1:
         return [dict(outputs)]
@@ -68,6 +71,11 @@ def split(outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict
     found, start = [], 0
     for part in parts:
         stop = start + part.span.rows
-        found.append({name: array[start:stop] for name, array in outputs.items()})
+        found.append({name: _rows_of(array, start, stop) for name, array in outputs.items()})
         start = stop
     return found
+
+
+def _rows_of(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    rows = array[start:stop]
+    return rows.copy() if rows.nbytes > _LARGE else rows

@@ -327,8 +327,7 @@ class TeacherLink:
                 parts.append(part)
         requests = joined(parts, min(self._wants.rows, batch_rows(said)))
         while requests:  # what is sent is not held while the next waits
-            timing = Timing(are_told(said)) if self._wants.timed else None
-            self._send(client, plan, requests.pop(0), timing, more=bool(requests))
+            self._send(client, plan, said, requests.pop(0), more=bool(requests))
 
     def _part(self, client: Client, plan: Plan, task: Task, batch: Columns) -> Optional[Part]:
         """What is sent of a task; None, which is reported, if it cannot be."""
@@ -348,20 +347,21 @@ class TeacherLink:
         return Part(task, span, {**feeds, **plan.sent(label_feeds)}, label_feeds)
 
     def _send(
-        self,
-        client: Client,
-        plan: Plan,
-        parts: Sequence[Part],
-        timing: Optional[Timing],
-        more: bool,
+        self, client: Client, plan: Plan, said: Description, parts: Sequence[Part], more: bool
     ) -> None:
-        """Send a request. ``more``: another one follows."""
+        """Send a request. ``more``: another one follows. What cannot travel is reported, and costs
+        the others of its request nothing.
+        """
+        timing = Timing(are_told(said)) if self._wants.timed else None
         reply = _Reply(self._desk, client, plan, parts, timing)
         try:
             client.submit(feeds_of(parts), plan.fetch_names(), reply, more, timing)
         except WireError as error:
+            if len(parts) == 1:
+                self._desk.rejected(client, parts[0].task, SourceError(str(error)))
+                return
             for part in parts:
-                self._desk.rejected(client, part.task, SourceError(str(error)))
+                self._send(client, plan, said, [part], more=True)
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:
@@ -377,6 +377,10 @@ def _check_tokenizer(wanted: str, description: Description) -> None:
     raise ConfigError(
         f"its tokenizer is {str(said)[:64]}, the student's {wanted}: its ids are of other tokens"
     )
+
+
+#: What one part of a request may have brought about, and the others not.
+_OF_ONE_PART = (RequestRefused, TeacherFailed)
 
 
 class _Reply:
@@ -399,25 +403,30 @@ class _Reply:
 
     def __call__(self, answer: Answer) -> None:
         tasks = [part.task for part in self._parts]
-        if len(tasks) > 1 and isinstance(answer, (RequestRefused, TeacherFailed)):
-            self._desk.parted(self._client, tasks, answer)
-            return
-        answers = self._read(answer) if isinstance(answer, dict) else [answer] * len(tasks)
+        outputs = self._split(answer) if isinstance(answer, dict) else answer
+        if not isinstance(outputs, list):
+            if len(tasks) > 1 and isinstance(outputs, _OF_ONE_PART):
+                self._desk.parted(self._client, tasks, outputs)
+                return
+            answers: list[Answer] = [outputs] * len(tasks)
+        else:
+            answers = [self._read(*each) for each in zip(self._parts, outputs)]
         self._desk.answered(self._client, list(zip(tasks, answers)), self._timing)
 
-    def _read(self, outputs: dict[str, np.ndarray]) -> Sequence[Answer]:
-        plan, endpoint = self._plan, self._client.endpoint
-        error: TeacherError
+    def _split(self, answer: dict[str, np.ndarray]) -> Union[list[dict[str, np.ndarray]], Answer]:
         try:
-            return [
-                plan.widen(plan.read(its_outputs, part.label_feeds), part.span)
-                for part, its_outputs in zip(self._parts, split(outputs, self._parts))
-            ]
-        except WireError as wrong:
-            error = TeacherProtocolError(endpoint, str(wrong))
-        except ConfigError as wrong:
-            error = TeacherFailed(endpoint, str(wrong))
-        except Exception as wrong:  # a bug, of which the tasks have to hear all the same
+            return split(answer, self._parts)
+        except WireError as error:
+            return RequestRefused(self._client.endpoint, f"several batches in one: {error}")
+
+    def _read(self, part: Part, outputs: dict[str, np.ndarray]) -> Answer:
+        endpoint, plan = self._client.endpoint, self._plan
+        try:
+            return plan.widen(plan.read(outputs, part.label_feeds), part.span)
+        except WireError as error:
+            return TeacherProtocolError(endpoint, str(error))
+        except ConfigError as error:
+            return TeacherFailed(endpoint, str(error))
+        except Exception as error:  # a bug, of which the task has to hear all the same
             logger.exception("the answer of %s cannot be read", endpoint)
-            error = TeacherProtocolError(endpoint, f"{type(wrong).__name__}: {wrong}")
-        return [error] * len(self._parts)
+            return TeacherProtocolError(endpoint, f"{type(error).__name__}: {error}")

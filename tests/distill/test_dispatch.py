@@ -414,11 +414,38 @@ def test_tasks_of_a_request_that_has_failed_are_first_in_line_and_travel_alone()
     add(dispatch, *"abcd")
     together = dispatch.next_tasks("a", 0.0)
     assert len(together) == 2
-    for task in together:
-        dispatch.part("a", task.id, 0.1)
+    dispatch.part("a", [task.id for task in together], 0.1)
     assert dispatch.next_tasks("a", 0.1) == together
     assert all(task.alone and not task.refusals and not task.failures for task in together)
     assert not any(task.alone for task in dispatch.next_tasks("b", 0.1))
+
+
+def test_a_teacher_that_fails_at_several_together_is_sent_one_at_a_time():
+    dispatch = dispatch_with("a", min_window=8, max_window=8)
+    for round_ in range(4):
+        add(dispatch, *"ab")
+        together = dispatch.next_tasks("a", round_)
+        assert len(together) == (2 if round_ < 3 else 1)
+        if round_ < 3:
+            dispatch.part("a", [task.id for task in together], round_)
+            for task in dispatch.next_tasks("a", round_):
+                answer(dispatch, "a", task, round_)
+    assert dispatch.counters.failed == 3
+
+
+def test_what_comes_in_one_answer_is_learned_as_one():
+    """Else a teacher would seem many times as fast, and be taken for silent when it is not."""
+    apart, one = dispatch_with("a", min_window=8), dispatch_with("a", min_window=8)
+    for second in range(1, 40):
+        for dispatch, times in ((one, (1.0, 1.0)), (apart, (0.5, 1.0))):
+            add(dispatch, *"ab")
+            for task, at in zip(dispatch.next_tasks("a", second - 1.0), times):
+                answer(dispatch, "a", task, second - 1.0 + at)
+    usual = one.teachers["a"], apart.teachers["a"]
+    assert [round(teacher.usual, 3) for teacher in usual] == [1.0, 0.5]
+    assert usual[0].usual_work == pytest.approx(2 * usual[1].usual_work)
+    assert one.rates() == apart.rates()
+    assert usual[0].pace == pytest.approx(usual[1].pace)
 
 
 def test_tasks_that_a_teacher_was_lost_with_travel_alone():

@@ -73,3 +73,11 @@ def test_each_gets_the_answer_to_its_own_rows(sizes, most):
 def test_an_answer_of_another_number_of_rows_is_refused_by_name(shape):
     with pytest.raises(WireError, match=r"'prob' has shape .* for 4 rows"):
         split({"prob": np.zeros(shape)}, [part(0), part(1)])
+
+
+def test_who_keeps_a_large_answer_keeps_no_other_with_it():
+    parts = [part(number) for number in range(3)]
+    outputs = {"small": np.zeros((6, 10)), "large": np.zeros((6, 10_000))}
+    answers = split(outputs, parts)
+    assert all(answer["small"].base is outputs["small"] for answer in answers)
+    assert all(answer["large"].base is None for answer in answers)

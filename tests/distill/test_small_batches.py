@@ -7,6 +7,7 @@ import pytest
 
 from edl.distill import DistillReader, TeacherPool
 from edl.errors import BatchRefused
+from edl.serving import serve
 from edl.serving.wire import frame
 from edl.serving.wire.messages import encode_response
 from tests.distill.test_bad_teachers import BadTeacher, respond, right
@@ -101,6 +102,76 @@ def test_of_those_that_share_a_request_only_the_one_that_is_wrong_fails(scripted
                 np.testing.assert_array_equal(prob[:, 0], batches[number].sum(axis=1))
 
 
+class OneByOne(Scripted):
+    """Says that it computes many rows together, but cannot."""
+
+    def _answer(self, conn, meta, feeds):
+        self.rows.append(len(feeds["img"]))
+        respond(conn, meta, encode_response({"prob": right(feeds)[:ROWS]}))
+
+
+def test_a_teacher_that_cannot_do_what_it_says_is_asked_one_by_one():
+    teacher = OneByOne()
+    with DistillReader(["img", "label"], ["prob"], source, teacher.endpoint) as reader:
+        check(reader)
+        stats = reader.stats()
+    assert stats["lost_teachers"] == 0
+    assert stats["failed"] == len([rows for rows in teacher.rows if rows > ROWS]) <= 8
+    teacher.close()
+
+
+def failures_of(futures, wrong, words):
+    """Waits for all; only the one that is ``wrong`` has failed, and says why."""
+    wait(futures, 30)
+    assert [n for n, future in enumerate(futures) if future.exception(0) is not None] == [wrong]
+    assert words in str(futures[wrong].exception(0))
+
+
+@pytest.mark.parametrize(
+    ("word", "words"), [(7, "Python objects of type int"), ("\ud800", "text that is none")]
+)
+def test_one_that_cannot_travel_fails_alone(word, words):
+    def lengths(word):
+        return np.array([len(each) for each in word.tolist()], "int64")
+
+    feeds, fetches = {"word": ((), "str")}, {"length": ((), "int64")}
+    with (
+        serve(lengths, feeds, fetches) as teacher,
+        TeacherPool(["length"], teacher.endpoint, feeds=["word"]) as pool,
+    ):
+        batches = [np.array(["x" * number, "y"], object) for number in range(100)]
+        batches[60][1] = word
+        futures = [pool.submit([batch]) for batch in batches]
+        failures_of(futures, 60, words)
+        assert [f.result()["length"].tolist() for n, f in enumerate(futures) if n != 60] == [
+            [number, 1] for number in range(100) if number != 60
+        ]
+        assert pool.stats()["lost_teachers"] == 0
+
+
+def test_one_whose_labels_are_wrong_fails_alone():
+    """Found at the student: of a program that makes labels itself, beyond what they can hold."""
+
+    def labels(img):
+        total = img.sum(axis=1)
+        values = np.where(total < 0, np.inf, total)[:, None].repeat(2, axis=1).astype("float16")
+        indices = np.tile(np.array([[1, 2]], "int32"), (len(img), 1))
+        return values, indices, np.where(total < 0, 7e4, total).astype("float32")
+
+    fetches = {
+        "logits.values?top_k=2": ((2,), "float16"),
+        "logits.indices?top_k=2": ((2,), "int32"),
+        "logits.logsumexp?top_k=2": ((), "float32"),
+    }
+    with (
+        serve(labels, {"img": ((-1,), "float32")}, fetches) as teacher,
+        TeacherPool(["logits?top_k=2"], teacher.endpoint, feeds=["img"]) as pool,
+    ):
+        futures = [pool.submit([img(number if number != 60 else -9)]) for number in range(100)]
+        failures_of(futures, 60, "beyond float16")
+        assert pool.stats()["lost_teachers"] == 0
+
+
 def test_one_that_kills_workers_fails_alone():
     """Of a real teacher: the others are computed by the process that comes after."""
     with python_teacher("Fragile") as teacher, TeacherPool(["prob"], teacher.endpoint) as pool:
@@ -136,7 +207,7 @@ def test_a_connection_that_ends_while_nothing_is_asked_is_noticed():
             teacher.kill()
             eventually(lambda: not reader.stats()["teachers"])
             assert len(list(batches)) == 2
-            assert reader.stats()["resent"] == 0
+            assert (reader.stats()["resent"], reader.stats()["lost_teachers"]) == (0, 1)
 
 
 def test_what_a_teacher_says_of_its_batches(sums_teacher):

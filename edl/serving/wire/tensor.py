@@ -217,7 +217,11 @@ def _encode_strings(name: str, array: np.ndarray) -> bytes:
                 f"tensor {name!r} holds Python objects of type {type(item).__name__}; "
                 "only strings can travel as objects"
             )
-        encoded.append(pb.blob(_STRING_DATA, item.encode() if isinstance(item, str) else item))
+        try:
+            octets = item.encode() if isinstance(item, str) else item
+        except UnicodeEncodeError as error:
+            raise WireError(f"tensor {name!r} holds text that is none: {error}") from None
+        encoded.append(pb.blob(_STRING_DATA, octets))
     return b"".join(encoded)
 
 
