@@ -320,14 +320,10 @@ class TeacherLink:
         self, client: Client, plan: Plan, said: Description, work: list[Work]
     ) -> None:
         """Send tasks, several in a request where that can be, or report that they cannot be."""
-        parts = []
-        while work:
-            part = self._part(client, plan, *work.pop(0))
-            if part is not None:
-                parts.append(part)
-        requests = joined(parts, min(self._wants.rows, batch_rows(said)))
-        while requests:  # what is sent is not held while the next waits
-            self._send(client, plan, said, requests.pop(0), more=bool(requests))
+        prepared = (self._part(client, plan, *each) for each in work)
+        parts = [part for part in prepared if part is not None]
+        for request in joined(parts, min(self._wants.rows, batch_rows(said))):
+            self._send(client, plan, said, request)
 
     def _part(self, client: Client, plan: Plan, task: Task, batch: Columns) -> Optional[Part]:
         """What is sent of a task; None, which is reported, if it cannot be."""
@@ -346,22 +342,20 @@ class TeacherLink:
             self._desk.weighed(client, task, span.work)
         return Part(task, span, {**feeds, **plan.sent(label_feeds)}, label_feeds)
 
-    def _send(
-        self, client: Client, plan: Plan, said: Description, parts: Sequence[Part], more: bool
-    ) -> None:
-        """Send a request. ``more``: another one follows. What cannot travel is reported, and costs
-        the others of its request nothing.
+    def _send(self, client: Client, plan: Plan, said: Description, parts: Sequence[Part]) -> None:
+        """Send a request, at the next ``flush`` if it is small. What cannot travel is reported, and
+        costs the others of its request nothing.
         """
         timing = Timing(are_told(said)) if self._wants.timed else None
         reply = _Reply(self._desk, client, plan, parts, timing)
         try:
-            client.submit(feeds_of(parts), plan.fetch_names(), reply, more, timing)
+            client.submit(feeds_of(parts), plan.fetch_names(), reply, True, timing)
         except WireError as error:
             if len(parts) == 1:
                 self._desk.rejected(client, parts[0].task, SourceError(str(error)))
                 return
             for part in parts:
-                self._send(client, plan, said, [part], more=True)
+                self._send(client, plan, said, [part])
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:
@@ -402,22 +396,17 @@ class _Reply:
         self._parts, self._timing = parts, timing
 
     def __call__(self, answer: Answer) -> None:
-        tasks = [part.task for part in self._parts]
-        outputs = self._split(answer) if isinstance(answer, dict) else answer
-        if not isinstance(outputs, list):
-            if len(tasks) > 1 and isinstance(outputs, _OF_ONE_PART):
-                self._desk.parted(self._client, tasks, outputs)
-                return
-            answers: list[Answer] = [outputs] * len(tasks)
+        parts, answers = self._parts, [answer] * len(self._parts)
+        if isinstance(answer, dict):
+            try:
+                answers = [self._read(*each) for each in zip(parts, split(answer, parts))]
+            except WireError as error:
+                answer = RequestRefused(self._client.endpoint, f"several batches in one: {error}")
+        tasks = [part.task for part in parts]
+        if len(tasks) > 1 and isinstance(answer, _OF_ONE_PART):
+            self._desk.parted(self._client, tasks, answer)
         else:
-            answers = [self._read(*each) for each in zip(self._parts, outputs)]
-        self._desk.answered(self._client, list(zip(tasks, answers)), self._timing)
-
-    def _split(self, answer: dict[str, np.ndarray]) -> Union[list[dict[str, np.ndarray]], Answer]:
-        try:
-            return split(answer, self._parts)
-        except WireError as error:
-            return RequestRefused(self._client.endpoint, f"several batches in one: {error}")
+            self._desk.answered(self._client, list(zip(tasks, answers)), self._timing)
 
     def _read(self, part: Part, outputs: dict[str, np.ndarray]) -> Answer:
         endpoint, plan = self._client.endpoint, self._plan

@@ -264,7 +264,13 @@ def test_the_command_exports_a_layer_with_its_weights(tmp_path):
             logits = client.infer({"img": image})["logits"]
             served = client.describe()
     here = load_predictor(PredictorOptions(model=str(tmp_path / "out"))).description
-    own = ("labels", "narrow", "local", "times")  # what the server does with any model
+    own = (
+        "labels",
+        "narrow",
+        "local",
+        "times",
+        "batch_rows",
+    )  # what the server does with any model
     extra = {key: value for key, value in served.extra.items() if key not in own}
     assert dataclasses.replace(served, extra=extra) == here, "the fingerprint too"
     net.eval()
