@@ -25,7 +25,7 @@ _GAIN = 2.0
 _SLACK = 0.005
 
 #: Bytes of tasks that are sent, or read, together.
-TOGETHER = 256 << 10
+TOGETHER = 512 << 10
 
 #: Answers by which the delay is measured, and seconds until it is measured again (or so many
 #: delays, where these are longer).
