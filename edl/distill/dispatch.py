@@ -524,13 +524,13 @@ class Dispatch(Generic[Payload]):
         if task is not None:
             self._retry(task)
 
-    def part(self, name: str, task_ids: Sequence[int], now: float) -> None:
+    def failed_together(self, name: str, task_ids: Sequence[int], now: float) -> None:
         """A request of these tasks has failed, nobody knows because of which: each is sent again,
         alone. A teacher that fails at many of them is sent no more such.
         """
         self.counters.failed += 1
         if name in self.teachers:
-            self.teachers[name].parted += 1
+            self.teachers[name].failures_together += 1
         for task_id in task_ids:
             task = self._unanswered(name, task_id, now)
             if task is not None:
@@ -622,16 +622,16 @@ class Dispatch(Generic[Payload]):
         if teacher.answered % 8 == 0 or not self._usual_latency:
             self._usual_latency = statistics.median(self._recent)
         if not same:
-            teacher.usual_work_before, teacher.work_now = teacher.usual_work, 0
+            teacher.usual_work_before, teacher.answer_work = teacher.usual_work, 0
             if not teacher.answered:
                 teacher.usual, teacher.deviation = at_head, at_head / 2
             else:
                 teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
                 teacher.usual += (at_head - teacher.usual) / 8
         if work:  # not of what nobody waits for now
-            teacher.work_now += work
-            before = teacher.usual_work_before or teacher.work_now
-            teacher.usual_work = before + (teacher.work_now - before) / 8
+            teacher.answer_work += work
+            before = teacher.usual_work_before or teacher.answer_work
+            teacher.usual_work = before + (teacher.answer_work - before) / 8
         teacher.answered += 1
         nbytes = self._bytes_of(task_id)
         teacher.window.answered(now - sent, at_head, nbytes, task_id in teacher.quiet, now)

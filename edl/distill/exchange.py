@@ -647,7 +647,7 @@ class Exchange:
             dispatch.failed(name, task.id, answer.message, now)
         return None
 
-    def parted(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
+    def failed_together(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
         """See Desk."""
         logger.warning("%s (a request of %d batches; each is sent again alone)", error, len(tasks))
         with self._lock:
@@ -655,7 +655,7 @@ class Exchange:
             if seat is None or seat.client is not client:
                 return
             ids = [task.id for task in tasks]
-            self._dispatch.part(client.endpoint, ids, time.monotonic())
+            self._dispatch.failed_together(client.endpoint, ids, time.monotonic())
             self._wake()
 
     def rejected(self, client: Client, task: Task, error: ReaderError) -> None:

@@ -21,7 +21,7 @@ from typing import Callable, Optional, Protocol, Union
 import numpy as np
 
 from edl._threads import Loop
-from edl.distill.joining import Part, feeds_of, joined, split
+from edl.distill.joining import Prepared, feeds_of, joined, split
 from edl.distill.labels import Maker
 from edl.distill.plan import Columns, Plan, make_plan
 from edl.distill.state import Task
@@ -127,7 +127,7 @@ class Desk(Protocol):
     ) -> None:
         """The teacher's answers to the tasks of one request, and its times if they were wanted."""
 
-    def parted(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
+    def failed_together(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
         """The teacher has failed at a request of all these tasks, or refused it, nobody knows
         because of which: each is to be sent again, alone.
         """
@@ -320,12 +320,14 @@ class TeacherLink:
         self, client: Client, plan: Plan, said: Description, work: list[Work]
     ) -> None:
         """Send tasks, several in a request where that can be, or report that they cannot be."""
-        prepared = (self._part(client, plan, *each) for each in work)
-        parts = [part for part in prepared if part is not None]
-        for request in joined(parts, min(self._wants.rows, batch_rows(said))):
+        found = (self._prepare(client, plan, *each) for each in work)
+        prepared = [each for each in found if each is not None]
+        for request in joined(prepared, min(self._wants.rows, batch_rows(said))):
             self._send(client, plan, said, request)
 
-    def _part(self, client: Client, plan: Plan, task: Task, batch: Columns) -> Optional[Part]:
+    def _prepare(
+        self, client: Client, plan: Plan, task: Task, batch: Columns
+    ) -> Optional[Prepared]:
         """What is sent of a task; None, which is reported, if it cannot be."""
         try:
             span = plan.span(batch, task.start, task.stop)
@@ -340,22 +342,24 @@ class TeacherLink:
             return None
         if span.length:
             self._desk.weighed(client, task, span.work)
-        return Part(task, span, {**feeds, **plan.sent(label_feeds)}, label_feeds)
+        return Prepared(task, span, {**feeds, **plan.sent(label_feeds)}, label_feeds)
 
-    def _send(self, client: Client, plan: Plan, said: Description, parts: Sequence[Part]) -> None:
+    def _send(
+        self, client: Client, plan: Plan, said: Description, tasks: Sequence[Prepared]
+    ) -> None:
         """Send a request, at the next ``flush`` if it is small. What cannot travel is reported, and
         costs the others of its request nothing.
         """
         timing = Timing(are_told(said)) if self._wants.timed else None
-        reply = _Reply(self._desk, client, plan, parts, timing)
+        reply = _Reply(self._desk, client, plan, tasks, timing)
         try:
-            client.submit(feeds_of(parts), plan.fetch_names(), reply, True, timing)
+            client.submit(feeds_of(tasks), plan.fetch_names(), reply, True, timing)
         except WireError as error:
-            if len(parts) == 1:
-                self._desk.rejected(client, parts[0].task, SourceError(str(error)))
+            if len(tasks) == 1:
+                self._desk.rejected(client, tasks[0].task, SourceError(str(error)))
                 return
-            for part in parts:
-                self._send(client, plan, said, [part])
+            for each in tasks:
+                self._send(client, plan, said, [each])
 
 
 def _check_tokenizer(wanted: str, description: Description) -> None:
@@ -373,8 +377,8 @@ def _check_tokenizer(wanted: str, description: Description) -> None:
     )
 
 
-#: What one part of a request may have brought about, and the others not.
-_OF_ONE_PART = (RequestRefused, TeacherFailed)
+#: What one task of a request may have brought about, and the others not.
+_OF_ONE_TASK = (RequestRefused, TeacherFailed)
 
 
 class _Reply:
@@ -382,36 +386,36 @@ class _Reply:
     tasks the columns that the ``plan`` reads in it, as wide as the batch.
     """
 
-    __slots__ = ("_client", "_desk", "_parts", "_plan", "_timing")
+    __slots__ = ("_client", "_desk", "_plan", "_prepared", "_timing")
 
     def __init__(
         self,
         desk: Desk,
         client: Client,
         plan: Plan,
-        parts: Sequence[Part],
+        prepared: Sequence[Prepared],
         timing: Optional[Timing],
     ) -> None:
         self._desk, self._client, self._plan = desk, client, plan
-        self._parts, self._timing = parts, timing
+        self._prepared, self._timing = prepared, timing
 
     def __call__(self, answer: Answer) -> None:
-        parts, answers = self._parts, [answer] * len(self._parts)
+        prepared, answers = self._prepared, [answer] * len(self._prepared)
         if isinstance(answer, dict):
             try:
-                answers = [self._read(*each) for each in zip(parts, split(answer, parts))]
+                answers = [self._read(*each) for each in zip(prepared, split(answer, prepared))]
             except WireError as error:
                 answer = RequestRefused(self._client.endpoint, f"several batches in one: {error}")
-        tasks = [part.task for part in parts]
-        if len(tasks) > 1 and isinstance(answer, _OF_ONE_PART):
-            self._desk.parted(self._client, tasks, answer)
+        tasks = [each.task for each in prepared]
+        if len(tasks) > 1 and isinstance(answer, _OF_ONE_TASK):
+            self._desk.failed_together(self._client, tasks, answer)
         else:
             self._desk.answered(self._client, list(zip(tasks, answers)), self._timing)
 
-    def _read(self, part: Part, outputs: dict[str, np.ndarray]) -> Answer:
+    def _read(self, prepared: Prepared, outputs: dict[str, np.ndarray]) -> Answer:
         endpoint, plan = self._client.endpoint, self._plan
         try:
-            return plan.widen(plan.read(outputs, part.label_feeds), part.span)
+            return plan.widen(plan.read(outputs, prepared.label_feeds), prepared.span)
         except WireError as error:
             return TeacherProtocolError(endpoint, str(error))
         except ConfigError as error:

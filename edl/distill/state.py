@@ -158,8 +158,8 @@ class AnswerRecord:
 @dataclass
 class TeacherState:
     """What is known of a connected teacher. ``usual``: seconds per answer at its queue's head, and
-    ``usual_work`` how much that is, of one task or several. ``parted``: requests of several tasks
-    at which it has failed. ``weights``: the work of tasks in flight that are sequences.
+    ``usual_work`` how much that is, of one task or several. ``weights``: the work of tasks in
+    flight that are sequences. ``failures_together``: requests of several tasks at which it failed.
     """
 
     name: str
@@ -171,8 +171,8 @@ class TeacherState:
     last_heard: float = 0.0
     usual: float = 0.0
     usual_work: float = 0.0
-    usual_work_before: float = 0.0  # the answer that came last
-    work_now: int = 0  # of that answer
+    usual_work_before: float = 0.0  # before its last answer
+    answer_work: int = 0  # of that answer, of one task or several
     weights: dict[int, int] = field(default_factory=dict)
     deviation: float = 0.0
     recent: deque[AnswerRecord] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -182,7 +182,7 @@ class TeacherState:
     retiring: bool = False
     answered: int = 0
     rows: int = 0
-    parted: int = 0
+    failures_together: int = 0
 
     @property
     def pace(self) -> float:
@@ -191,7 +191,7 @@ class TeacherState:
 
     def together(self, now: float) -> int:
         """How many tasks it is sent together, at most."""
-        return 1 if self.parted > 2 + self.answered / 100 else self.window.together(now)
+        return 1 if self.failures_together > 2 + self.answered / 100 else self.window.together(now)
 
     def has_room(self, now: float) -> bool:
         """Whether it may be sent a task."""

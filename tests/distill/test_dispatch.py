@@ -414,7 +414,7 @@ def test_tasks_of_a_request_that_has_failed_are_first_in_line_and_travel_alone()
     add(dispatch, *"abcd")
     together = dispatch.next_tasks("a", 0.0)
     assert len(together) == 2
-    dispatch.part("a", [task.id for task in together], 0.1)
+    dispatch.failed_together("a", [task.id for task in together], 0.1)
     assert dispatch.next_tasks("a", 0.1) == together
     assert all(task.alone and not task.refusals and not task.failures for task in together)
     assert not any(task.alone for task in dispatch.next_tasks("b", 0.1))
@@ -427,7 +427,7 @@ def test_a_teacher_that_fails_at_several_together_is_sent_one_at_a_time():
         together = dispatch.next_tasks("a", round_)
         assert len(together) == (2 if round_ < 3 else 1)
         if round_ < 3:
-            dispatch.part("a", [task.id for task in together], round_)
+            dispatch.failed_together("a", [task.id for task in together], round_)
             for task in dispatch.next_tasks("a", round_):
                 answer(dispatch, "a", task, round_)
     assert dispatch.counters.failed == 3

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edl.distill.joining import Part, feeds_of, joined, split
+from edl.distill.joining import Prepared, feeds_of, joined, split
 from edl.distill.lengths import Span
 from edl.distill.state import Task
 from edl.errors import WireError
@@ -14,7 +14,7 @@ from edl.errors import WireError
 def part(number, rows=2, alone=False, length=0, **feeds):
     task = Task(number, number, 0, 0, rows, alone=alone)
     feeds = feeds or {"img": np.full((rows, 3), number, "float32")}
-    return Part(task, Span(rows, length, length), feeds, {})
+    return Prepared(task, Span(rows, length, length), feeds, {})
 
 
 def numbers(requests):

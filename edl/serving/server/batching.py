@@ -61,6 +61,7 @@ class _Group(Generic[T]):
         return first
 
     def settle(self) -> None:
+        """What is left may be of shorter rows."""
         if self.longest:
             self.longest = max((waiting.length for waiting in self.heap), default=0)
 
