@@ -6,11 +6,14 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from edl.errors import MissingDependencyError
+
+_collecting = threading.Lock()
 
 
 def import_paddle(purpose: str) -> Any:
@@ -41,12 +44,13 @@ def _uncollected() -> Iterator[None]:
     alone: while it is made, later, and at the process's end. Paddle's hundreds of thousands of
     objects cost half a second of 1.3 s otherwise.
     """
-    enabled = gc.isenabled()
-    gc.collect()  # what is garbage already would never be found
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        if enabled:
-            gc.enable()
+    with _collecting:  # else one thread may find it off, and another turn it on too early
+        enabled = gc.isenabled()
+        gc.collect()  # what is garbage already would never be found
+        gc.disable()
+        try:
+            yield
+            gc.freeze()
+        finally:
+            if enabled:
+                gc.enable()

@@ -315,6 +315,7 @@ class TeacherLink:
                 self._send_together(client, plan, said, work)
             finally:
                 client.flush()
+            del work  # what is sent is not held while the next waits
 
     def _send_together(
         self, client: Client, plan: Plan, said: Description, work: list[Work]
