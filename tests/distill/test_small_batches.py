@@ -1,11 +1,14 @@
 """Small batches share requests, and nobody can tell from what comes of them."""
 
+import contextlib
+import socket
 from concurrent.futures import wait
 
 import numpy as np
 import pytest
 
-from edl.distill import DistillReader, TeacherPool
+from edl.discovery.embedded import free_port
+from edl.distill import DistillReader, Limits, TeacherPool
 from edl.errors import BatchRefused
 from edl.serving import serve
 from edl.serving.wire import frame
@@ -39,10 +42,10 @@ class Scripted(BadTeacher):
     negative number are answered with ``code``.
     """
 
-    def __init__(self, batch_rows=64, code=frame.EREQUEST):
+    def __init__(self, batch_rows=64, code=frame.EREQUEST, listener=None):
         self.rows = []
         self._code = code
-        super().__init__(self._answer, batch_rows=batch_rows)
+        super().__init__(self._answer, listener, batch_rows)
 
     def _answer(self, conn, meta, feeds):
         self.rows.append(len(feeds["img"]))
@@ -59,21 +62,39 @@ def scripted(request):
     teacher.close()
 
 
-def test_they_share_requests_up_to_what_the_teacher_computes_together(scripted):
-    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint) as reader:
-        check(reader)
-        stats = reader.stats()
-    assert stats["rows"] == COUNT * ROWS == sum(scripted.rows)
-    assert len(scripted.rows) < COUNT / 2
-    assert max(scripted.rows) <= 64
+def asked_at_once(**options):
+    """Requests that all wait when their teacher comes: the rows that each has there, and stats."""
+    port, limits = free_port(), Limits(min_window=32, max_window=32)
+    address = f"127.0.0.1:{port}"
+    with TeacherPool(["prob"], address, feeds=["img"], limits=limits, **options) as pool:
+        futures = [pool.submit([img(number)]) for number in range(64)]
+        teacher = Scripted(listener=socket.create_server(("127.0.0.1", port)))
+        with contextlib.closing(teacher):
+            for number, future in enumerate(futures):
+                prob = future.result(30)["prob"]
+                np.testing.assert_array_equal(prob[:, 0], img(number).sum(axis=1))
+            return teacher.rows, pool.stats()
+
+
+def test_they_share_requests_up_to_what_the_teacher_computes_together():
+    rows, stats = asked_at_once()
+    assert rows[0] == max(rows) == 64
+    assert sum(rows) == stats["rows"] == 64 * ROWS
     assert (stats["resent"], stats["failed"]) == (0, 0)
 
 
-def test_no_request_has_more_rows_than_the_student_allows(scripted):
-    options = {"teacher_batch_size": 8}
-    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint, **options) as reader:
+def test_no_request_has_more_rows_than_the_student_allows():
+    rows, _ = asked_at_once(teacher_batch_size=8)
+    assert rows[0] == max(rows) == 8
+    assert sum(rows) == 64 * ROWS
+
+
+def test_a_readers_batches_come_in_order_however_many_share_a_request(scripted):
+    with DistillReader(["img", "label"], ["prob"], source, scripted.endpoint) as reader:
         check(reader)
-    assert max(scripted.rows) == 8
+        stats = reader.stats()
+    assert stats["rows"] == sum(scripted.rows) == COUNT * ROWS
+    assert max(scripted.rows) <= 64
 
 
 @pytest.mark.parametrize(
