@@ -196,7 +196,7 @@ def test_a_slow_teacher_that_holds_up_the_order_is_overtaken(sums_teacher):
 
 def test_memory_stays_bounded_with_a_slow_student_and_fast_teachers(sums_teacher):
     limits = Limits(low_batches=2, high_batches=6, min_window=2, max_window=3)
-    read = []
+    read, levels = [], set()
 
     def counting():
         for number, batch in enumerate(source()):
@@ -208,10 +208,12 @@ def test_memory_stays_bounded_with_a_slow_student_and_fast_teachers(sums_teacher
         for number, _ in enumerate(reader):
             time.sleep(0.01)
             assert read[-1] - number <= 6 + 2 * 3 + 2
-            assert reader.stats()["buffer"]["batches"] <= 6 + 3
+            buffer = reader.stats()["buffer"]
+            assert buffer["batches"] <= 6 + 3
+            levels.add(buffer["level"])
             if number == 60:
-                assert reader.stats()["buffer"]["level"] == "high"
                 break
+    assert "high" in levels
 
 
 def test_teachers_that_join_and_leave_all_the_time_lose_nothing(etcd_server, service):
