@@ -22,6 +22,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Optional
 
+from edl._machine import boot_id
 from edl.errors import StoreError
 
 SHARED, LIVE, SEALED = "shared", ".live", ".sealed"
@@ -133,11 +134,7 @@ def _machine() -> str:
     """The machine, until it is started anew. Another one may have the same host name, and where a
     file system keeps locks to each machine, it would seem to have died.
     """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    except OSError:
-        boot = ""
-    return f"{socket.gethostname()}-{boot}"
+    return f"{socket.gethostname()}-{boot_id()[:8]}"
 
 
 def seal(live: Path) -> Path:

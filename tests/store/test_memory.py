@@ -1,7 +1,7 @@
 """Memory is used again once nobody refers to it, and never before."""
 
-import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -89,10 +89,7 @@ def test_threads_never_get_the_same_memory():
                 if not (view == value).all():
                     wrong.append(value)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
     assert not wrong
     assert any(memory._free.values())

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edl._machine import boot_id
 from edl.errors import StoreError
 from edl.store import LabelStore, places
 from edl.store.environment import open_environment, release
@@ -599,7 +600,7 @@ def test_what_a_machine_of_the_same_name_fills_is_its_own(tmp_path):
         live, owner = places.new_live(tmp_path)
         owner.close()
         if boot:
-            this = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+            this = boot_id()[:8]
             live = live.rename(live.with_name(live.name.replace(this, boot)))
         places.seal_orphans(tmp_path)
         assert live.exists() == bool(boot)

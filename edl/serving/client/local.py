@@ -7,10 +7,11 @@ import logging
 from typing import Optional
 
 from edl._endpoints import parse_endpoint
+from edl._machine import boot_id
 from edl.errors import EdlError
 from edl.serving.client.teacher import TeacherClient
 from edl.serving.wire.description import Description
-from edl.serving.wire.local import boot_id, said
+from edl.serving.wire.local import said
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Callable, Optional
 from edl import _tls
 from edl._checks import check_count, check_positive
 from edl._endpoints import endpoint_of
+from edl._machine import boot_id
 from edl.errors import ConfigError, WireError
 from edl.serving.server.batching import Batcher
 from edl.serving.server.engine import Engine, Job
@@ -181,7 +182,7 @@ class TeacherServer:
 
     def _listen_locally(self) -> None:
         """Let students on this machine come by a Unix socket."""
-        boot = local.boot_id()
+        boot = boot_id()
         self._local = listen() if boot else None
         if self._local is not None:
             self._engine.say(

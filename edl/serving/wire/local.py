@@ -12,11 +12,9 @@ refer to that memory. Its answer is empty, or an error.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Optional
 
 from edl.errors import WireError
@@ -52,17 +50,6 @@ class Local:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-@functools.lru_cache(maxsize=1)
-def boot_id() -> str:
-    """The same for all processes of a machine until it is started anew; empty if it is not known.
-    Containers have their machine's.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def said(description: Description) -> Optional[Local]:

@@ -5,16 +5,18 @@ import resource
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from edl._machine import boot_id
 from edl.errors import TeacherTimeout, WireError
 from edl.serving import Description, ServerOptions, TeacherClient, TensorSpec, serve
 from edl.serving.client.lending import Lending
 from edl.serving.client.local import connect_nearer, socket_of
 from edl.serving.client.teacher import SHARED_MEMORY, TCP, UNIX_SOCKET
-from edl.serving.wire.local import DESCRIBED, boot_id
+from edl.serving.wire.local import DESCRIBED
 from tests.support.processes import eventually, python_teacher
 
 BIG = np.arange(1 << 16, dtype="f4").reshape(16, 4096)
@@ -214,11 +216,8 @@ def test_many_threads_share_one_connection(client):
             if not (client.infer({"x": x})["y"] == 2 * x).all():
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
     assert not wrong
     assert client.way == SHARED_MEMORY
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from edl._machine import boot_id
 from edl.errors import WireError
 from edl.serving.wire import protobuf as pb
 from edl.serving.wire.arena import Arena
@@ -12,7 +13,6 @@ from edl.serving.wire.description import Description, TensorSpec
 from edl.serving.wire.local import (
     DESCRIBED,
     Local,
-    boot_id,
     decode_share,
     encode_share,
     said,
