@@ -12,6 +12,7 @@ from typing import Any, Callable
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from edl._endpoints import endpoint_of
+from edl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ class HttpServer:
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
         self._server.server_close()
+
+
+def serve_at(application: Callable[..., Any], host: str, port: int) -> HttpServer:
+    """A server on just this port. Raises ConfigError if it is not free."""
+    try:
+        return HttpServer(application, host, [port])
+    except OSError as error:
+        endpoint = endpoint_of(host, port)
+        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}") from error
 
 
 class _Handler(WSGIRequestHandler):

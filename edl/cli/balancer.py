@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from edl._endpoints import endpoint_of
 from edl._process import stop_event
 from edl.cli.example import example
-from edl.errors import ConfigError
 
 if TYPE_CHECKING:
     from edl.discovery.assignment import Summary
@@ -106,18 +104,14 @@ class _Gauges:
     def __init__(self, port: int, host: str) -> None:
         from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 
-        from edl._http import HttpServer
+        from edl._http import serve_at
 
         registry = CollectorRegistry()
         self._gauges = {
             field: Gauge(name, text, ["service"], registry=registry)
             for field, (name, text) in GAUGES.items()
         }
-        try:
-            self._server = HttpServer(make_wsgi_app(registry), host, [port])
-        except OSError as error:
-            endpoint = endpoint_of(host, port)
-            raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}") from error
+        self._server = serve_at(make_wsgi_app(registry), host, port)
 
     def close(self) -> None:
         """Serve them no more."""

@@ -42,17 +42,11 @@ def command(etcd: str, port: Optional[int], host: str) -> None:
 
 
 def _serve(client: Etcd, host: str, port: int) -> None:
-    from edl._endpoints import endpoint_of
-    from edl._http import HttpServer
+    from edl._http import serve_at
     from edl._process import stop_event
-    from edl.errors import ConfigError
 
     stop = stop_event()
-    try:
-        server = HttpServer(application(client), host, [port])
-    except OSError as error:
-        where = endpoint_of(host, port)
-        raise ConfigError(f"cannot listen on {where}: {error.strerror}") from error
+    server = serve_at(application(client), host, port)
     click.echo(f"targets are at http://{server.endpoint}")
     stop.wait()
     server.close()
