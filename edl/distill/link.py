@@ -354,7 +354,7 @@ class TeacherLink:
         timing = Timing(are_told(said)) if self._wants.timed else None
         reply = _Reply(self._desk, client, plan, tasks, timing)
         try:
-            client.submit(feeds_of(tasks), plan.fetch_names(), reply, True, timing)
+            client.submit(feeds_of(tasks), plan.fetch_names, reply, more=True, timing=timing)
         except WireError as error:
             if len(tasks) == 1:
                 self._desk.rejected(client, tasks[0].task, SourceError(str(error)))

@@ -197,6 +197,7 @@ class Plan:
         makers = [each for each in self.labellings if each.maker is not Maker.STUDENT]
         return {name: label_feeds[name] for each in makers for name in each.feeds}
 
+    @cached_property
     def fetch_names(self) -> list[str]:
         """What to ask for."""
         return [

@@ -95,7 +95,7 @@ def test_less_is_sent_and_nothing_is_converted_twice():
     first = plan.feed(batch, 2, 6, made=made)["img"]
     assert (first.dtype, first.shape) == (np.float16, (4, WIDTH))
     assert plan.feed(batch, 2, 6, made=made)["img"] is first
-    assert plan.fetch_names() == ["y?dtype=bfloat16"]
+    assert plan.fetch_names == ["y?dtype=bfloat16"]
 
 
 def test_a_teacher_that_cannot_is_sent_the_whole():
@@ -107,7 +107,7 @@ def test_a_teacher_that_cannot_is_sent_the_whole():
     )
     images = batches(1)[0][0]
     assert np.shares_memory(plan.feed(ArrayBatch((images,), ROWS, 0), 0, ROWS)["img"], images)
-    assert plan.fetch_names() == ["y"]
+    assert plan.fetch_names == ["y"]
     assert plan.wide == "'img' as float32 to it, 'y' as float32 from it"
 
 
