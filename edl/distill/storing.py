@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -81,13 +82,12 @@ def store_options(
 @dataclass
 class LookedUp:
     """A batch of which a store has been asked. To a pool it is what is ``missing`` (row numbers);
-    see Columns. ``found``: what there was, by kind, and under which keys: ``recalled`` bytes.
+    see Columns. ``found``: what there was, by kind, and under which keys.
     """
 
     batch: Batch
     missing: np.ndarray
     found: list[tuple[Kind, list[bytes], Recalled]]
-    recalled: int
     lengths: Optional[np.ndarray] = None
     contents: dict[bytes, list[bytes]] = field(default_factory=dict)  # of what is missing, by kind
 
@@ -100,6 +100,11 @@ class LookedUp:
     def spared(self) -> int:
         """How many are not."""
         return self.batch.rows - len(self.missing)
+
+    @cached_property
+    def recalled(self) -> int:
+        """Bytes of the labels that were found."""
+        return sum(recalled.labels.nbytes for _, _, recalled in self.found)
 
     @property
     def nbytes(self) -> int:
@@ -303,8 +308,7 @@ class Storing:
             recalled = self._store.recall(kind, keys, width)
             found.append((kind, keys, recalled))
         missing = sorted({row for _, _, recalled in found for row in recalled.missing})
-        nbytes = sum(recalled.labels.nbytes for _, _, recalled in found)
-        looked_up = LookedUp(batch, np.array(missing, np.intp), found, nbytes, lengths)
+        looked_up = LookedUp(batch, np.array(missing, np.intp), found, lengths)
         for kind, keys, recalled in found:
             if kind.keyed_by:
                 self._compare(looked_up, kind, keys, recalled)

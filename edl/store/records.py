@@ -305,6 +305,7 @@ class Gathered:
         self.contents: dict[int, bytes] = {}
         self._memory = memory or Memory()
         self._targets: list[_Target] = []
+        self._fitting: Optional[Layout] = None  # the one that was found to fit last
 
     @property
     def nbytes(self) -> int:
@@ -320,37 +321,41 @@ class Gathered:
     ) -> list[int]:
         """Copy the records of these rows, None where there is none. Returns the rows that got none.
         ``reject`` is called with the key and the record, where that is not what was written or does
-        not fit. (Little else is called from here: this is what each hit takes.)
+        not fit.
         """
-        kind, targets, left, keyed = self.kind, self._targets, [], bool(self.kind.keyed_by)
-        unpack, head, hash_of = kind.head.unpack_from, kind.head.size, import_xxhash().xxh3_64
-        layout, sizes, fitting = None, None, None
+        targets, left, keyed = self._targets, [], bool(self.kind.keyed_by)
         for row, record in zip(rows, records):
             if record is None:
                 left.append(row)
                 continue
-            key, nbytes = keys[row], len(record)
-            if nbytes >= head:
-                said, *found = unpack(record)
-                if layout is None or found != sizes:
-                    layout, sizes = kind.layout(tuple(found)), found
-                if nbytes == layout.length:
-                    made = hash_of(key)
-                    made.update(record[_CHECKSUM.size :])
-                    sound = made.intdigest() == said
-                    if sound and (layout is fitting or self._fits(layout)):
-                        fitting = layout
-                        for target, part in zip(targets, layout.parts):
-                            start, size = row * target.stride, part.stop - part.start
-                            target.octets[start : start + size] = record[part.start : part.stop]
-                            if size < target.stride:
-                                target.array[row, part.shape[0] :] = part.column.pad
-                        if keyed:
-                            self.contents[row] = content_of(kind, record)
-                        continue
-            left.append(row)
-            reject(key, record)
+            layout = self._layout_of(keys[row], record)
+            if layout is None:
+                left.append(row)
+                reject(keys[row], record)
+                continue
+            for target, part in zip(targets, layout.parts):
+                start, size = row * target.stride, part.stop - part.start
+                target.octets[start : start + size] = record[part.start : part.stop]
+                if size < target.stride:
+                    target.array[row, part.shape[0] :] = part.column.pad
+            if keyed:
+                self.contents[row] = content_of(self.kind, record)
         return left
+
+    def _layout_of(self, key: bytes, record: memoryview) -> Optional[Layout]:
+        """Of a record that is what was written under its key, and fits here; None for another."""
+        kind = self.kind
+        if len(record) < kind.head.size:
+            return None
+        _, *sizes = kind.head.unpack_from(record)
+        layout = kind.layout(tuple(sizes))
+        if len(record) != layout.length or not _is_checked(key, record):
+            return None
+        if layout is not self._fitting:
+            if not self._fits(layout):
+                return None
+            self._fitting = layout
+        return layout
 
     def _fits(self, layout: Layout) -> bool:
         """Whether its rows have their place; the first ones say how large the arrays are."""
