@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, Generic, Optional
+from typing import Any, Generic, NamedTuple, Optional
 
 from edl.distill.state import (
     RECENT,
@@ -52,6 +52,14 @@ from edl.distill.windows import TOGETHER, Window, half_of
 from edl.errors import BatchRefused, ReaderError
 
 _KNOWN_AFTER = 8  # answers, before what a teacher takes is more than a guess
+
+
+class Output(NamedTuple):
+    """What a teacher has said to a task: whatever it is, and its bytes."""
+
+    task_id: int
+    outputs: Any
+    nbytes: int
 
 
 class Dispatch(Generic[Payload]):
@@ -417,20 +425,37 @@ class Dispatch(Generic[Payload]):
         if teacher is not None and task_id in teacher.in_flight:
             teacher.weights[task_id] = work
 
-    def answered(self, name: str, task_id: int, outputs: Any, nbytes: int, now: float) -> bool:
-        """A teacher's outputs for a task: the first answer wins, a second one is dropped. Whether
-        it was kept.
+    def answered(self, name: str, outputs: Sequence[Output], now: float) -> list[bool]:
+        """A teacher's answer to a request, of one task or several: for a task the first outputs
+        win, and others are dropped. Which were kept.
         """
         teacher = self.teachers.get(name)
+        if teacher is None:
+            return [self._keep(output, self._rows_of(output.task_id), False) for output in outputs]
+        in_flight = [each.task_id for each in outputs if each.task_id in teacher.in_flight]
+        at_head = self._learn(teacher, in_flight, now) if in_flight else 0.0
+        kept = []
+        for output in outputs:
+            task_id = output.task_id
+            work, wanted = self._rows_of(task_id), False
+            if task_id in teacher.in_flight:
+                work = teacher.weights.get(task_id, work)
+                wanted = task_id not in teacher.unwanted
+                self._count(teacher, task_id, work, at_head, now)
+                at_head = 0.0
+                teacher.failures_in_a_row, teacher.unavailable = 0, ""
+                self._release(teacher, task_id)
+            kept.append(self._keep(output, work, wanted))
+        return kept
+
+    def _rows_of(self, task_id: int) -> int:
+        """0 if nobody waits for the task now."""
         task = self._tasks.get(task_id)
-        rows = work = task.stop - task.start if task else 0
-        wanted = False
-        if teacher is not None and task_id in teacher.in_flight:
-            work = teacher.weights.get(task_id, rows)
-            wanted = task_id not in teacher.unwanted
-            self._learn(teacher, task_id, rows, work, now)
-            teacher.failures_in_a_row, teacher.unavailable = 0, ""
-            self._release(teacher, task_id)
+        return task.stop - task.start if task else 0
+
+    def _keep(self, output: Output, work: int, wanted: bool) -> bool:
+        """Take a task's outputs, if these are the first; ``wanted``: if not, they are counted."""
+        task_id, outputs, nbytes = output
         task = self._tasks.pop(task_id, None)
         if task is None:
             self.counters.duplicates += wanted
@@ -609,29 +634,36 @@ class Dispatch(Generic[Payload]):
         kind = "batch" if self.in_order else "request"
         return f"rows {task.start} to {task.stop} of {kind} {task.batch}"
 
-    def _learn(self, teacher: TeacherState, task_id: int, rows: int, work: int, now: float) -> None:
-        """Update what is usual (Jacobson's estimator, RFC 6298) and the teacher's window."""
-        sent = teacher.in_flight[task_id]
-        same = teacher.answered > 0 and now == teacher.last_heard  # as a task before: one answer
-        at_head = now - max(teacher.last_heard, sent)
+    def _learn(self, teacher: TeacherState, task_ids: Sequence[int], now: float) -> float:
+        """Update what is usual of an answer (Jacobson's estimator, RFC 6298), to all these tasks.
+        Seconds that it took at the queue's head.
+        """
+        at_head = now - max(teacher.last_heard, teacher.in_flight[task_ids[0]])
         teacher.last_heard = now
+        if not teacher.answered:
+            teacher.usual, teacher.deviation = at_head, at_head / 2
+        else:
+            teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
+            teacher.usual += (at_head - teacher.usual) / 8
+        work = sum([teacher.weights.get(each, self._rows_of(each)) for each in task_ids])
+        if work:  # not of what nobody waits for now
+            usual_work = teacher.usual_work or work
+            teacher.usual_work = usual_work + (work - usual_work) / 8
+        return at_head
+
+    def _count(
+        self, teacher: TeacherState, task_id: int, work: int, at_head: float, now: float
+    ) -> None:
+        """Count a task, and update the teacher's window; ``at_head``: seconds after the one before
+        it, or after it was sent.
+        """
+        sent, rows = teacher.in_flight[task_id], self._rows_of(task_id)
         teacher.recent.append(AnswerRecord(now, now - sent, rows, work))
         teacher.rows += rows
         self._recent.append(now - sent)
         self._latencies.add(now - sent)
         if teacher.answered % 8 == 0 or not self._usual_latency:
             self._usual_latency = statistics.median(self._recent)
-        if not same:
-            teacher.usual_work_before, teacher.answer_work = teacher.usual_work, 0
-            if not teacher.answered:
-                teacher.usual, teacher.deviation = at_head, at_head / 2
-            else:
-                teacher.deviation += (abs(at_head - teacher.usual) - teacher.deviation) / 4
-                teacher.usual += (at_head - teacher.usual) / 8
-        if work:  # not of what nobody waits for now
-            teacher.answer_work += work
-            before = teacher.usual_work_before or teacher.answer_work
-            teacher.usual_work = before + (teacher.answer_work - before) / 8
         teacher.answered += 1
         nbytes = self._bytes_of(task_id)
         teacher.window.answered(now - sent, at_head, nbytes, task_id in teacher.quiet, now)

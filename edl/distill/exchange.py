@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from edl.discovery.records import StudentRecord
 from edl.distill.demand import Demand
-from edl.distill.dispatch import Dispatch
+from edl.distill.dispatch import Dispatch, Output
 from edl.distill.link import Answer, Instead, TeacherLink, Work
 from edl.distill.plan import Plan
 from edl.distill.roster import Roster
@@ -623,29 +623,36 @@ class Exchange:
         with self._lock:
             if seat is None or seat.client is not client or seat.plan is not plan:
                 return
-            since = [self._note_answer(name, task, answer, now) for task, answer in answers]
+            since = self._note(name, answers, now)
             self._wake()
             if self._roster.held[name].retiring:
                 seat.turn.notify()
         if self._timeline is not None and timing is not None:
-            for (task, answer), read in zip(answers, since):
+            for task, answer in answers:
                 error = "" if isinstance(answer, dict) else type(answer).__name__
+                read = since.get(task.id)
                 self._timeline.answered(name, task, read, timing, now, error, way=client.way)
 
-    def _note_answer(self, name: str, task: Task, answer: Answer, now: float) -> Optional[float]:
-        """With the lock. Returns when the task's batch was read, if the answer is kept."""
+    def _note(
+        self, name: str, answers: Sequence[tuple[Task, Answer]], now: float
+    ) -> dict[int, float]:
+        """With the lock. When the batches were read of tasks whose answers are kept, by ids."""
         dispatch = self._dispatch
-        if isinstance(answer, dict):
-            nbytes = sum([array.nbytes for array in answer.values()])
-            kept = dispatch.answered(name, task.id, answer, nbytes, now)
-            return dispatch.since(task) if kept else None
-        if isinstance(answer, RequestRefused):
-            dispatch.refused(name, task.id, answer.message, now)
-        elif isinstance(answer, TeacherUnavailable):
-            dispatch.unavailable(name, task.id, answer.message, now)
-        else:
-            dispatch.failed(name, task.id, answer.message, now)
-        return None
+        right = [(task, answer) for task, answer in answers if isinstance(answer, dict)]
+        outputs = [
+            Output(task.id, answer, sum([array.nbytes for array in answer.values()]))
+            for task, answer in right
+        ]
+        kept = dispatch.answered(name, outputs, now)
+        since = {task.id: dispatch.since(task) for (task, _), its in zip(right, kept) if its}
+        for task, answer in answers:
+            if isinstance(answer, RequestRefused):
+                dispatch.refused(name, task.id, answer.message, now)
+            elif isinstance(answer, TeacherUnavailable):
+                dispatch.unavailable(name, task.id, answer.message, now)
+            elif isinstance(answer, TeacherError):
+                dispatch.failed(name, task.id, answer.message, now)
+        return since
 
     def failed_together(self, client: Client, tasks: Sequence[Task], error: TeacherError) -> None:
         """See Desk."""

@@ -171,8 +171,6 @@ class TeacherState:
     last_heard: float = 0.0
     usual: float = 0.0
     usual_work: float = 0.0
-    usual_work_before: float = 0.0  # before its last answer
-    answer_work: int = 0  # of that answer, of one task or several
     weights: dict[int, int] = field(default_factory=dict)
     deviation: float = 0.0
     recent: deque[AnswerRecord] = field(default_factory=lambda: deque(maxlen=RECENT))

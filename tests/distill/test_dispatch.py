@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edl.distill.dispatch import Dispatch
+from edl.distill.dispatch import Dispatch, Output
 from edl.distill.state import Limits
 from edl.errors import BatchRefused, ReaderError
 
@@ -27,7 +27,7 @@ def add(dispatch, *payloads, rows=4, task_rows=4, nbytes=100):
 
 
 def answer(dispatch, name, task, now=0.0, nbytes=10):
-    dispatch.answered(name, task.id, (task.batch, task.start, task.stop), nbytes, now)
+    dispatch.answered(name, [Output(task.id, (task.batch, task.start, task.stop), nbytes)], now)
 
 
 def teach(dispatch, name, seconds, times=4, start=0.0):
@@ -371,7 +371,7 @@ def test_the_window_grows_while_the_volume_is_low_and_shrinks_when_it_is_high():
     while not dispatch.high:
         add(dispatch, "x")
         for task_id in list(teacher.in_flight)[::-1]:
-            dispatch.answered("a", task_id, None, 0, 0.2)
+            dispatch.answered("a", [Output(task_id, None, 0)], 0.2)
         dispatch.next_task("a", 0.2)
     before = teacher.window.size
     answer(dispatch, "a", dispatch._tasks[next(iter(teacher.in_flight))], 0.3)
@@ -436,11 +436,15 @@ def test_a_teacher_that_fails_at_several_together_is_sent_one_at_a_time():
 def test_what_comes_in_one_answer_is_learned_as_one():
     """Else a teacher would seem many times as fast, and be taken for silent when it is not."""
     apart, one = dispatch_with("a", min_window=8), dispatch_with("a", min_window=8)
-    for second in range(1, 40):
-        for dispatch, times in ((one, (1.0, 1.0)), (apart, (0.5, 1.0))):
+    for second in range(39):
+        for dispatch in (one, apart):
             add(dispatch, *"ab")
-            for task, at in zip(dispatch.next_tasks("a", second - 1.0), times):
-                answer(dispatch, "a", task, second - 1.0 + at)
+            tasks = dispatch.next_tasks("a", second)
+            if dispatch is one:
+                dispatch.answered("a", [Output(task.id, "", 10) for task in tasks], second + 1.0)
+            else:
+                for task, at in zip(tasks, (0.5, 1.0)):
+                    answer(dispatch, "a", task, second + at)
     usual = one.teachers["a"], apart.teachers["a"]
     assert [round(teacher.usual, 3) for teacher in usual] == [1.0, 0.5]
     assert usual[0].usual_work == pytest.approx(2 * usual[1].usual_work)
@@ -609,7 +613,7 @@ def test_answers_that_were_not_taken_are_asked_for_again_of_another_model():
     dispatch.join("new", 1.0)
     for _ in range(4):
         task = dispatch.next_task("new", 1.0)
-        dispatch.answered("new", task.id, "of the new one", 10, 1.0)
+        dispatch.answered("new", [Output(task.id, "of the new one", 10)], 1.0)
     parts = [dispatch.take().parts for _ in range(2)]
     assert parts == [["of the new one"] * 2] * 2
 
@@ -668,7 +672,8 @@ class Chaos(RuleBasedStateMachine):
     @rule(index=PICK)
     def a_late_answer_arrives(self, index):
         name, task = self.late.pop(index % len(self.late))
-        self.dispatch.answered(name, task.id, (task.batch, task.start, task.stop), 5, self.now)
+        outputs = (task.batch, task.start, task.stop)
+        self.dispatch.answered(name, [Output(task.id, outputs, 5)], self.now)
         self.in_flight = [item for item in self.in_flight if item != (name, task)]
 
     @rule(name=NAMES, retiring=st.booleans())
@@ -689,7 +694,7 @@ class Chaos(RuleBasedStateMachine):
     def teacher_answers(self, index, nbytes):
         name, task = self.pick(index)
         outputs = (task.batch, task.start, task.stop)
-        self.dispatch.answered(name, task.id, outputs, nbytes, self.now)
+        self.dispatch.answered(name, [Output(task.id, outputs, nbytes)], self.now)
 
     @precondition(lambda self: self.in_flight)
     @rule(index=PICK)
@@ -749,7 +754,7 @@ class Chaos(RuleBasedStateMachine):
             task = self.dispatch.next_task("good", self.now)
             if task is not None:
                 outputs = (task.batch, task.start, task.stop)
-                self.dispatch.answered("good", task.id, outputs, 1, self.now)
+                self.dispatch.answered("good", [Output(task.id, outputs, 1)], self.now)
             self.now += 0.01
         assert self.taken == self.added
 
@@ -791,7 +796,7 @@ class AnyOrder(Chaos):
 
     def give(self, name, task, nbytes):
         outputs = (self.model, task.batch, task.start, task.stop)
-        self.dispatch.answered(name, task.id, outputs, nbytes, self.now)
+        self.dispatch.answered(name, [Output(task.id, outputs, nbytes)], self.now)
 
     @precondition(lambda self: self.outstanding)
     @rule(index=PICK)

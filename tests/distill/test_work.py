@@ -9,7 +9,7 @@ from edl.discovery.keys import RATES, STUDENTS, service_prefix, under
 from edl.discovery.records import StudentRecord, parse_rate
 from edl.discovery.watch import list_prefix
 from edl.distill import DistillReader
-from edl.distill.dispatch import Dispatch
+from edl.distill.dispatch import Dispatch, Output
 from edl.distill.state import Limits
 from tests.support.processes import edl, eventually, python_teacher
 
@@ -37,7 +37,7 @@ def teach(dispatch, name, each, now=0.0):
     for work, seconds in each:
         task = send(dispatch, name, work, now)
         now += seconds
-        dispatch.answered(name, task.id, "labels", 10, now)
+        dispatch.answered(name, [Output(task.id, "labels", 10)], now)
         dispatch.take()
     return now
 
