@@ -137,7 +137,8 @@ def test_a_teacher_that_cannot_do_what_it_says_is_asked_one_by_one():
         check(reader)
         stats = reader.stats()
     assert stats["lost_teachers"] == 0
-    assert stats["failed"] == len([rows for rows in teacher.rows if rows > ROWS]) <= 8
+    shared = [rows for rows in teacher.rows if rows > ROWS]
+    assert stats["failed"] == len(shared) < len(teacher.rows) / 10
     teacher.close()
 
 
