@@ -196,7 +196,8 @@ class Engine:
         able = {each.DESCRIBED: each.VERSION for each in (labels, narrow, times)}
         rows = self._batcher.max_rows
         self.description = replace(first, extra={**first.extra, **able, BATCH_ROWS: rows})
-        self._ready.update(self._workers)
+        for worker in self._workers:
+            self._add(worker)
         self.loaded = True
         self._spawn(self._watch())
 
@@ -453,6 +454,21 @@ class Engine:
                 elif now - since > 2 * _WATCH_EVERY:
                     logger.warning("worker %s has computed for %.0f s", worker.pid, now - since)
 
+    def _add(self, worker: Worker) -> None:
+        """A worker that has loaded its model is given batches."""
+        self._ready.add(worker)
+        worker.when_lost(partial(self._lost, worker))
+
+    def _lost(self, worker: Worker) -> None:
+        """A worker has ended that computed nothing: no request is to blame, or to wait for it."""
+        if worker in self._ready:
+            self._ready.discard(worker)
+            self._spawn(self._replace(worker))
+
+    async def _replace(self, worker: Worker) -> None:
+        logger.error("%s while it computed nothing", await worker.cause_of_death())
+        await self._restart(worker)
+
     def _bury(self, worker: Worker, batches: list[Batch], error: WorkerDied) -> None:
         """A worker has died of the first batch that it had: a single request is refused, several
         are tried again alone, once, to find the one that does it. The others go elsewhere.
@@ -507,7 +523,7 @@ class Engine:
             self._broken = ""
             logger.warning("a worker has been restarted (pid %s)", worker.pid)
             self._metrics.worker_restarts.inc()
-            self._ready.add(worker)
+            self._add(worker)
             self._dispatch()
             return
 

@@ -45,6 +45,7 @@ class Child:
         self._channel = Channel(sock, self._on_message, self._on_end)
         self._heard = heard
         self._asked: deque[OnAnswer] = deque()
+        self._on_loss: Optional[Callable[[], None]] = None
         self._mourning: Optional[asyncio.Task] = None
         self._killed_because = ""
         self._stopped = False
@@ -68,6 +69,17 @@ class Child:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be asked of it."""
+        return self._channel.closed
+
+    def when_lost(self, on_loss: Callable[[], None]) -> None:
+        """Call this once if it ends, or has ended, of itself while nothing is asked of it."""
+        self._on_loss = on_loss
+        if self.ended:
+            asyncio.get_running_loop().call_soon(self._on_end)
 
     def ask(self, message: dict[str, Any], on_answer: OnAnswer) -> None:
         """Send a message; ``on_answer`` gets its answer, or WorkerDied, after this has returned."""
@@ -121,6 +133,19 @@ class Child:
         if not await self._has_exited(KILL_PATIENCE):
             logger.error("process %d does not end though it was killed: left behind", self.pid)
 
+    async def cause_of_death(self) -> str:
+        """Why it has ended, in words."""
+        if self._killed_because:
+            return self._killed_because
+        if self._stopped:
+            return "the worker process was stopped"
+        if not await self._has_exited(2.0):
+            return "the worker process closed its control socket"
+        code = self._process.returncode
+        if code < 0:
+            return f"the worker process was killed by {signal.Signals(-code).name}"
+        return f"the worker process exited with status {code}"
+
     def _on_message(self, message: dict[str, Any]) -> None:
         if "news" not in message:
             self._asked.popleft()(message)
@@ -128,12 +153,16 @@ class Child:
             self._heard(message)
 
     def _on_end(self) -> None:
-        """Nothing more will come: who waits for an answer is told why."""
-        if self._asked and self._mourning is None:
-            self._mourning = asyncio.get_running_loop().create_task(self._tell_of_death())
+        """Nothing more will come: who waits for an answer is told why; else who wants to know."""
+        if self._asked:
+            if self._mourning is None:
+                self._mourning = asyncio.get_running_loop().create_task(self._tell_of_death())
+        elif self._on_loss is not None and not self._stopped:
+            on_loss, self._on_loss = self._on_loss, None
+            on_loss()
 
     async def _tell_of_death(self) -> None:
-        cause = await self._cause_of_death()
+        cause = await self.cause_of_death()
         self._mourning = None
         while self._asked:
             self._asked.popleft()(WorkerDied(cause))
@@ -146,15 +175,3 @@ class Child:
                 return False
             await asyncio.sleep(0.01)
         return True
-
-    async def _cause_of_death(self) -> str:
-        if self._killed_because:
-            return self._killed_because
-        if self._stopped:
-            return "the worker process was stopped"
-        if not await self._has_exited(2.0):
-            return "the worker process closed its control socket"
-        code = self._process.returncode
-        if code < 0:
-            return f"the worker process was killed by {signal.Signals(-code).name}"
-        return f"the worker process exited with status {code}"

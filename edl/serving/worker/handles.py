@@ -46,6 +46,8 @@ class Result:
     made_by: Optional[Child] = None
 
 
+_ENDED = "the worker process has ended"
+
 #: What has become of a batch.
 BatchOutcome = Union[Result, WorkerError, WorkerDied]
 OnDone = Callable[[BatchOutcome], None]
@@ -95,6 +97,12 @@ class Worker(Protocol):
 
     def unmap(self, number: int) -> None:
         """The client's memory of this number is not needed any longer."""
+
+    def when_lost(self, on_loss: Callable[[], None]) -> None:
+        """Call this once if it ends while it computes nothing, until it is started again."""
+
+    async def cause_of_death(self) -> str:
+        """Why it has ended, in words."""
 
     def kill(self, reason: str) -> None:
         """Give the worker up: what it computes now ends with WorkerDied."""
@@ -153,7 +161,7 @@ class WorkerProcess:
         """See Worker."""
         child, outputs = self._child, self._outputs
         if child is None or outputs is None:
-            died = WorkerDied("the worker process has ended")
+            died = WorkerDied(_ENDED)
             asyncio.get_running_loop().call_soon(on_done, died)
             return
         arenas = {0: outputs}
@@ -203,6 +211,15 @@ class WorkerProcess:
         self._starved = True
         if self._child is not None:
             self._child.tell({"free": []}, soon=False)
+
+    def when_lost(self, on_loss: Callable[[], None]) -> None:
+        """See Worker."""
+        if self._child is not None:
+            self._child.when_lost(on_loss)
+
+    async def cause_of_death(self) -> str:
+        """See Worker."""
+        return _ENDED if self._child is None else await self._child.cause_of_death()
 
     def kill(self, reason: str) -> None:
         """See Worker."""
@@ -285,6 +302,13 @@ class WorkerThread:
 
     def unmap(self, number: int) -> None:
         """See Worker. Nothing is mapped for it."""
+
+    def when_lost(self, on_loss: Callable[[], None]) -> None:
+        """See Worker. A thread does not end of itself."""
+
+    async def cause_of_death(self) -> str:
+        """See Worker."""
+        return _ENDED
 
     def kill(self, reason: str) -> None:
         """See Worker. A thread cannot be killed: it is left behind, and another takes its place."""

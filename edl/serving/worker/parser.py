@@ -81,6 +81,8 @@ class Parser:
         await self._end(grace=1.0)
 
     async def _parse(self, message: Message, reserve: Callable[[int], Optional[int]]) -> Request:
+        if self._child is not None and self._child.ended:
+            await self._end()
         if self._child is None:
             self._child = await Child.start("edl.serving.worker.parsing", (self._inputs.fd,))
         child = self._child

@@ -93,6 +93,16 @@ def test_a_request_that_kills_a_worker_is_found_and_those_beside_it_are_answered
         assert "killed by SIGKILL while computing this request" in str(answers[1])
 
 
+def test_a_worker_that_dies_while_it_computes_nothing_is_replaced_and_no_request_is_blamed(caplog):
+    with hosted("Sums") as teacher, TeacherClient(teacher.endpoint) as client:
+        for number in range(1, 4):
+            (pid,) = teacher._server.engine.worker_pids
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: caplog.text.count("a worker has been restarted") == number)
+            assert client.infer(ones(number))["prob"][0, 0] == 2 * number
+    assert caplog.text.count("killed by SIGKILL while it computed nothing") == 3
+
+
 def test_what_a_predictor_refuses_is_refused_with_its_words_and_nothing_beside_it():
     with hosted("Picky") as teacher, TeacherClient(teacher.endpoint) as client:
         answers = ask_in_one_batch(teacher, client, [1, -1, 2])

@@ -213,3 +213,14 @@ def test_a_request_whose_parser_is_killed_is_answered_and_the_next_one_parsed(sm
         assert isinstance(answers[0], TeacherFailed)
         assert "could not be parsed: the worker process was killed by SIGKILL" in str(answers[0])
         assert client.infer(slow)["y"] == 1_000_001
+
+
+def test_a_parser_that_dies_while_it_parses_nothing_is_replaced_and_no_request_is_blamed(small):
+    teacher = small[0]
+    with TeacherClient(teacher.endpoint) as client:
+        slow = feeds(ids=1_000_000)
+        for _ in range(3):
+            assert client.infer(slow)["y"] == 1_000_001
+            parser = teacher._server._intake._parser
+            os.kill(parser.pid, signal.SIGKILL)
+            eventually(lambda: parser._child.ended)
