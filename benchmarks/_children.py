@@ -11,7 +11,7 @@ from typing import Any
 
 from _teachers import ROOT
 
-from edl._process import die_with_parent
+from edl import _process
 
 #: Seconds in which a child has to be ready, and to answer.
 READY_WITHIN, ANSWER_WITHIN = 180.0, 300.0
@@ -25,14 +25,13 @@ class Child:
     """``python -m`` with these words. Its first line is "ready", or what went wrong."""
 
     def __init__(self, *words: str, python: str = sys.executable) -> None:
-        self._process = subprocess.Popen(
+        self._process = _process.start(
             [python, "-W", "ignore", "-m", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT / "benchmarks",
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
         )
 
     @property

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-from edl._process import die_with_parent
+from edl import _process
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,12 +24,11 @@ def teachers(
     Predictors of this directory can be named in ``--python``.
     """
     processes = [
-        subprocess.Popen(
+        _process.start(
             [sys.executable, "-m", "edl.cli.main", "teacher", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/benchmarks", **(environment or {})},
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
         )
         for _ in range(number)
     ]

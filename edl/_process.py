@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
+from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+#: Arguments: the process that has started this one, then the program and its own.
+_BECOME = """
+import ctypes, os, sys
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+os.setsid()
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def stop_event() -> threading.Event:
@@ -34,6 +46,14 @@ def stop_event() -> threading.Event:
     return stop
 
 
-def die_with_parent() -> None:
-    """In a child between fork and exec: be killed when the thread that forked it ends (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a program, in a session of its own, that is killed when the thread that starts it ends
+    (Linux). ``options`` are Popen's: where its output goes, its environment.
+
+    It asks for that itself: what is started is a Python that does so, and then becomes the program.
+    A ``preexec_fn`` would need a fork (and so would ``close_fds`` in Python 3.9). gRPC starts its
+    threads anew after each, also in what is to become another program in a moment: they find their
+    files closed, and abort it.
+    """
+    tied = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command]
+    return subprocess.Popen(tied, close_fds=False, **options)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from edl.discovery.embedded import die_with_parent
+from edl import _process
 
 _END_WITHIN = 5.0
 
@@ -18,13 +18,8 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start one. ``extra``: environment variables beside ours."""
     with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(extra or {})},
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-            start_new_session=True,  # a Ctrl-C in the terminal is for the demo to handle
+        return _process.start(
+            command, stdout=output, stderr=output, env={**os.environ, **(extra or {})}
         )
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Optional
 
-from edl._process import die_with_parent
+from edl import _process
 from edl.discovery.etcd import Etcd
 from edl.errors import ConfigError, DiscoveryError, EtcdUnavailable, MissingDependencyError
 
@@ -89,13 +89,7 @@ class EmbeddedEtcd:
             "--unsafe-no-fsync",
         ]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-                start_new_session=True,
-            )
+            self._process = _process.start(command, stdout=log, stderr=log)
         try:
             self._wait_until_it_answers(timeout)
         except BaseException:

@@ -1,10 +1,9 @@
 """Several etcd processes that make up a cluster, or one with options of its own."""
 
 import signal
-import subprocess
 from pathlib import Path
 
-from edl._process import die_with_parent
+from edl import _process
 from edl.discovery import Etcd
 from edl.discovery.embedded import etcd_binary, free_port
 from tests.support.processes import eventually
@@ -26,11 +25,7 @@ class Member:
         self.process = None
 
     def start(self):
-        self.process = subprocess.Popen(
-            self._command,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-            start_new_session=True,
-        )
+        self.process = _process.start(self._command)
 
     def kill(self, signum=signal.SIGKILL):
         self.process.send_signal(signum)

@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 
-from edl._process import die_with_parent
+from edl import _process
 from edl.discovery.embedded import etcd_binary
 from tests.support.manifests import arguments, container, environment, of_kind, pod, workloads
 from tests.support.processes import ROOT
@@ -112,11 +112,9 @@ class Pod:
 
     def _start(self):
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = _process.start(
                 self.command, env=self.environment, cwd=self.directory,
                 stdout=output, stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (it only sets a flag)
-                start_new_session=True,
             )  # fmt: skip
 
     def _probe(self):

@@ -216,11 +216,10 @@ def test_a_request_whose_parser_is_killed_is_answered_and_the_next_one_parsed(sm
 
 
 def test_a_parser_that_dies_while_it_parses_nothing_is_replaced_and_no_request_is_blamed(small):
-    teacher = small[0]
-    with TeacherClient(teacher.endpoint) as client:
+    parser = small[0]._server._intake._parser
+    with TeacherClient(small[0].endpoint) as client:
         slow = feeds(ids=1_000_000)
         for _ in range(3):
             assert client.infer(slow)["y"] == 1_000_001
-            parser = teacher._server._intake._parser
             os.kill(parser.pid, signal.SIGKILL)
             eventually(lambda: parser._child.ended)
