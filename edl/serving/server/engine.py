@@ -41,6 +41,9 @@ LOADING = "busy: this teacher is still loading its model"
 
 _WATCH_EVERY = 5.0
 
+#: Seconds until a worker that died of nothing is replaced: one that always does takes no core.
+_REPLACED_AFTER = 0.5
+
 #: Batches at one worker: the one that it computes, the next, which it gathers meanwhile, and one
 #: that is there when that begins. Only full ones are given ahead of time.
 _BATCHES_AT = 3
@@ -467,6 +470,7 @@ class Engine:
 
     async def _replace(self, worker: Worker) -> None:
         logger.error("%s while it computed nothing", await worker.cause_of_death())
+        await asyncio.sleep(_REPLACED_AFTER)
         await self._restart(worker)
 
     def _bury(self, worker: Worker, batches: list[Batch], error: WorkerDied) -> None:

@@ -98,9 +98,9 @@ def test_a_worker_that_dies_while_it_computes_nothing_is_replaced_and_no_request
         for _ in range(3):
             caplog.clear()
             os.kill(teacher._server.engine.worker_pids[0], signal.SIGKILL)
-            eventually(lambda: "a worker has been restarted" in caplog.text)
-            assert "killed by SIGKILL while it computed nothing" in caplog.text
+            eventually(lambda: "while it computed nothing" in caplog.text)
             assert client.infer(ones(1))["prob"][0, 0] == 2
+            assert "the worker process was killed by SIGKILL" in caplog.text
 
 
 def test_what_a_predictor_refuses_is_refused_with_its_words_and_nothing_beside_it():
