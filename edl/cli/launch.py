@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import click
 
 from edl.cli.example import example
+
+_GRPC_FORKS = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 @click.command(
@@ -21,12 +24,15 @@ def command(arguments: tuple[str, ...]) -> None:
     """Run paddle.distributed.launch; everything is passed on to it.
 
     Paddle's launcher finds its peers through etcd (`--master etcd://HOST:PORT`) with the etcd3
-    package, which does not import beside a current protobuf. This mends that, and a race in the
+    package, which does not import beside a current protobuf. This mends that, a race in the
     launcher by which it sometimes ended instead of starting failed ranks again (`--elastic_level
-    1`). `edl launch --nproc_per_node 2 train.py ...` is otherwise `python -m
-    paddle.distributed.launch --nproc_per_node 2 train.py ...`.
+    1`), and one by which gRPC aborted some ranks before they began. `edl launch --nproc_per_node 2
+    train.py ...` is otherwise `python -m paddle.distributed.launch --nproc_per_node 2 train.py
+    ...`.
     """
     from edl._paddle import import_paddle
+
+    _leave_ranks_to_themselves()
     from edl.discovery import _etcd3  # noqa: F401  (importing it is what repairs etcd3)
 
     if arguments in (("-h",), ("--help",)):  # Paddle's own help follows
@@ -35,6 +41,20 @@ def command(arguments: tuple[str, ...]) -> None:
     _restart_at_once()
     sys.argv = ["paddle.distributed.launch", *arguments]
     runpy.run_module("paddle.distributed.launch", run_name="__main__")
+
+
+def _leave_ranks_to_themselves() -> None:
+    """Let gRPC, by which the launcher talks to etcd, do nothing in the ranks that it forks. It
+    starts its threads again in them, which abort a rank if they find their files closed before it
+    has become Python. The ranks' own gRPC is as ever: their DataLoaders fork, too.
+    """
+    if _GRPC_FORKS in os.environ:
+        return
+    os.environ[_GRPC_FORKS] = "0"
+    import grpc
+
+    grpc.insecure_channel("127.0.0.1:0").close()  # when it is first used it reads what is set
+    del os.environ[_GRPC_FORKS]
 
 
 def _restart_at_once() -> None:

@@ -49,6 +49,41 @@ def test_arguments_and_exit_status_are_passed_through(tmp_path):
     assert runs(tmp_path) == [1, 1]
 
 
+#: A launcher's process: threads that each of 20 has that it forks while it talks to etcd.
+FORKS = """
+import os, sys, time
+from edl.cli.launch import _leave_ranks_to_themselves
+if sys.argv[2] == "mended":
+    _leave_ranks_to_themselves()
+from edl.discovery import _etcd3
+import etcd3
+host, port = sys.argv[1].split(":")
+client = etcd3.client(host=host, port=int(port))
+client.watch_prefix("/job")
+counts = []
+for number in range(20):
+    client.put("/job/forks", str(number))
+    pid = os.fork()
+    if not pid:
+        time.sleep(0.01)
+        os._exit(len(os.listdir("/proc/self/task")))
+    counts.append(os.waitpid(pid, 0)[1] >> 8)
+print(max(counts), os.environ.get("GRPC_ENABLE_FORK_SUPPORT"))
+"""
+
+
+@pytest.mark.parametrize("how", ["mended", "as ever"])
+def test_no_thread_of_the_launcher_runs_in_a_rank(etcd_server, how):
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("GRPC_EN")}
+    result = subprocess.run(
+        [sys.executable, "-c", FORKS, etcd_server.endpoint, how],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    threads, setting = result.stdout.split()
+    assert (int(threads) == 1) == (how == "mended")
+    assert setting == "None"  # for the ranks, which may fork
+
+
 def test_with_etcd_failed_ranks_are_started_again_however_late_its_events_come(
     etcd_server, tmp_path
 ):
