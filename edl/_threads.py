@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Callable, Optional
 
+from edl._forking import note_thread
+
 logger = logging.getLogger(__name__)
 
 _REMIND_EVERY = 30.0
@@ -43,6 +45,7 @@ class Loop:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+        note_thread(self._thread, self.stopped.is_set)
 
     def stop(self) -> None:
         """End after the current step. Does not wait: safe with any lock held, and in a step."""

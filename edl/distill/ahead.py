@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from edl._forking import note_thread
 from edl.distill.stream import Stream
 from edl.distill.timeline import Timeline
 
@@ -38,6 +39,8 @@ class ReadAhead:
             daemon=True,
         )
         self.thread.start()
+        reference = weakref.ref(stream)
+        note_thread(self.thread, lambda: (known := reference()) is None or known.left)
 
     def leave(self) -> None:
         """Nothing more is taken, and nobody will hold this object: the thread closes what it has

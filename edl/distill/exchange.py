@@ -233,6 +233,12 @@ class Exchange:
             self._wake()
             self._student.notify_all()
 
+    def forget(self, stream: Stream) -> None:
+        """See Stream."""
+        with self._lock:
+            if stream is self._stream:
+                self._forget_stream()
+
     def take(self, stream: Stream) -> Optional[Finished[Any]]:
         """See Stream."""
         since, (waited, _) = time.monotonic(), self._waited

@@ -11,16 +11,26 @@ import atexit
 import contextlib
 import copy
 import functools
+import logging
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
+from edl._forking import note_thread, wait_for_ending_threads
+from edl._threads import Loop
 from edl.distill.collating import Collate, unpacked
 from edl.distill.progress import Progress, Start
+from edl.distill.waiting import COMPLAIN_EVERY
 from edl.distill.workers import garbage_left_alone, worker_info
 from edl.errors import ReaderError
+
+logger = logging.getLogger(__name__)
+
+_ENDED_WITHIN = 2.0
+_LOOK_EVERY = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ def tend_dataloaders(
     kind: type, begin_here: Callable[[Any], Iteration], share: Callable[[Any], Progress]
 ) -> None:
     """Let every DataLoader around a dataset of ``kind`` start new workers for each epoch, end an
-    iteration that is left, and count what the student takes.
+    iteration that is left, and count what the student takes; and let every DataLoader fork its
+    workers when no thread of one before is ending any more.
 
     ``begin_here`` begins an iteration of the dataset without workers, ``share`` one with workers,
     which are forked next. With persistent workers Paddle (3.3) does not end an epoch of an
@@ -47,7 +58,8 @@ def tend_dataloaders(
     early goes on for as long as the process lives, with its workers, because its thread holds it.
     """
     loader: Any = sys.modules["paddle"].io.DataLoader
-    begin = loader.__iter__
+    original = loader.__iter__
+    begin = _beside_no_ending_thread(original)
     here: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @atexit.register  # before Paddle's function, which waits for threads that wait for teachers
@@ -56,7 +68,7 @@ def tend_dataloaders(
             with contextlib.suppress(ValueError):  # another thread is in it
                 iteration.close()
 
-    @functools.wraps(begin)
+    @functools.wraps(original)
     def begin_anew(self: Any) -> Any:
         if not isinstance(self.dataset, kind) or worker_info() is not None:
             return begin(self)
@@ -77,14 +89,36 @@ def tend_dataloaders(
     loader.__iter__ = begin_anew
 
 
+def _beside_no_ending_thread(begin: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``begin``, a DataLoader's ``__iter__``, which forks workers when no thread is ending that has
+    read for an iteration before. Paddle's own thread looks every few seconds whether it is to end,
+    and here several times a second.
+    """
+
+    def begin_then(loader: Any) -> Any:
+        if loader.num_workers:
+            wait_for_ending_threads(_ENDED_WITHIN)
+        timeout, loader.timeout = loader.timeout, _LOOK_EVERY
+        try:
+            iterator = begin(loader)
+        finally:
+            loader.timeout = timeout
+        note_thread(iterator._thread, iterator._thread_done_event.is_set)
+        return iterator
+
+    return begin_then
+
+
 # These yield something of no meaning first: a generator that was never begun does not end either.
 
 
 def _with_workers(loader: Any, iterator: Any, progress: Progress) -> Iterator[Any]:
     start = progress.start
+    workers = ", ".join(str(worker.pid) for worker in iterator._workers)
+    batches = _awaited(unpacked(iterator), f"the DataLoader's workers (processes {workers})")
     try:
         yield None
-        yield from _counted(loader, unpacked(iterator), progress, start)
+        yield from _counted(loader, batches, progress, start)
     finally:
         iterator._shutdown_on_exit()  # waits for a worker for a second at most
 
@@ -113,6 +147,29 @@ def _without_workers(loader: Any, begin: Callable[[Any], Any], ahead: Iteration)
     finally:
         ahead.leave()
         iterator._try_shutdown_all()
+
+
+def _awaited(batches: Iterator[Any], what: str) -> Iterator[Any]:
+    """``batches``, and a line in the log every few seconds that one takes: workers say by
+    themselves what they wait for, but not when they are stopped, or stuck.
+    """
+    since: Optional[float] = time.monotonic()
+
+    def complain() -> None:
+        began = since
+        if began is not None and (waited := time.monotonic() - began) >= COMPLAIN_EVERY:
+            logger.warning("the student has waited %.0f s for %s", waited, what)
+
+    loop = Loop("edl-awaited", complain, COMPLAIN_EVERY)
+    loop.start()
+    try:
+        for batch in batches:
+            since = None
+            yield batch
+            del batch
+            since = time.monotonic()
+    finally:
+        loop.stop()
 
 
 def _then_raise(batches: Iterator[Any], failures: list[BaseException]) -> Iterator[Any]:

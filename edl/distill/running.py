@@ -129,6 +129,8 @@ class Running:
     def end_iteration(self) -> None:
         """Leave the iteration, and wait until its source is left in peace."""
         self.leave_iteration()
+        for stream in self._streams:  # here: what is forked next is not to find a pool at it
+            stream.forget()
         for reading in self._reading:  # the source's first: the others wait for it
             wait_until_left_in_peace(reading)
         if self._stages is not None and self._streams:

@@ -46,6 +46,10 @@ class Stream:
         """Add a batch, or what stands for the rows of one; whether it was wanted."""
         return self._exchange.put(self, batch)
 
+    def forget(self) -> None:
+        """Drop what is left of it, in this thread and not in one of the pool's."""
+        self._exchange.forget(self)
+
     def end(self, error: Optional[BaseException] = None) -> None:
         """There is no more; ``error`` takes the place behind the last batch."""
         self._exchange.end(self, error)

@@ -18,12 +18,14 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
 from edl._endpoints import parse_endpoint
+from edl._forking import note_thread
 from edl.errors import (
     AccessDenied,
     RequestRefused,
@@ -152,6 +154,11 @@ class TeacherClient:
             target=self._receive_all, name=f"edl-receive-{endpoint}", daemon=True
         )
         self._receiver.start()
+        reference = weakref.ref(self)
+        note_thread(
+            self._receiver,
+            lambda: (known := reference()) is None or known.broken is not None,
+        )
 
     def submit(
         self,
