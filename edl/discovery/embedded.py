@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
+import random
 import shutil
 import signal
 import socket
@@ -147,10 +149,19 @@ class EmbeddedEtcd:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return sock.getsockname()[1]
+    """A TCP port that is free now, of those that Linux, as it is set by default, gives to no
+    connection by itself: who is started again at the port would find it taken by one.
+    """
+    generator = random.SystemRandom()
+    for port in (*(generator.randrange(10000, 32768) for _ in range(100)), 0):
+        with socket.socket() as sock:
+            try:
+                sock.bind((host, port))
+                return sock.getsockname()[1]
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ConfigError(f"cannot listen on {host}: {error.strerror}") from error
+    raise DiscoveryError(f"no port of {host} is free")
 
 
 def _check_free(host: str, port: int) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,14 @@ def test_an_embedded_etcd_keeps_its_data_where_it_is_told(tmp_path):
             value, _ = etcd.call(lambda client: client.get("/key"))
             assert value == expected
             etcd.call(lambda client: client.put("/key", "1"))
+
+
+def test_a_free_port_is_not_one_that_a_connection_is_given_by_itself():
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in {free_port() for _ in range(20)}:
+        assert port < max(lowest, 32768)
+        with socket.create_server(("127.0.0.1", port)):
+            pass
 
 
 def test_an_embedded_etcd_on_a_taken_port_says_so(etcd_server):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from edl.discovery.embedded import free_port
 from edl.distill import DistillReader, TeacherPool
 from edl.errors import ConfigError
 from edl.serving import TeacherClient
@@ -139,15 +140,15 @@ def test_a_worker_that_is_killed_is_missed_by_nobody():
 
 
 def test_a_teacher_that_comes_back_is_used_by_its_new_socket():
-    with python_teacher("Sums", delay=0.002) as first:
-        port = first.port
+    port = free_port()
+    with python_teacher("Sums", port=port, delay=0.002) as first:
         endless = source(10**9)
         with DistillReader(["img", "label"], ["prob"], endless, first.endpoint) as reader:
             batches = iter(reader)
             next(batches)
             first.kill()
             first.wait()
-            with python_teacher("Sums", "--port", port):
+            with python_teacher("Sums", port=port):
                 for _ in range(60):
                     next(batches)
                 assert ways(reader) == ["shared memory"]
@@ -248,7 +249,7 @@ def test_whatever_happens_to_teachers_on_the_same_machine():
                 teacher.kill(signal.SIGKILL if what else signal.SIGTERM)
                 teacher.wait()
                 teacher.close()
-                teachers[number] = python_teacher("Sums", "--port", ports[number], delay=delay)
+                teachers[number] = python_teacher("Sums", port=ports[number], delay=delay)
             elif what == 2:
                 for child in children_of(teacher.process.pid):
                     os.kill(child, signal.SIGKILL)

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 
+from edl.discovery.embedded import free_port
 from tests.support.processes import python_teacher, python_teachers
 from tests.support.proxy import Proxy
 
@@ -17,8 +18,10 @@ class Teachers:
         self._arguments = arguments
         self.teachers = python_teachers(count, predictor, *arguments, delay=0.002)
 
-    def start(self, delay, *more):
-        self.teachers.append(python_teacher(self._predictor, *self._arguments, *more, delay=delay))
+    def start(self, delay, port=None):
+        port = port or free_port()
+        teacher = python_teacher(self._predictor, *self._arguments, port=port, delay=delay)
+        self.teachers.append(teacher)
 
     @property
     def living(self):
@@ -44,7 +47,7 @@ class Teachers:
         port = teacher.port
         teacher.close()
         self.teachers.remove(teacher)
-        self.start(0.002, "--port", port)
+        self.start(0.002, port)
 
     def calm(self):
         self.cont(None)

@@ -12,6 +12,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from edl.discovery.embedded import free_port
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -162,8 +164,10 @@ def python_teacher(name="Sums", *arguments, **options):
 
 
 def python_teachers(count, *arguments, **options):
-    """So many of one kind, started side by side."""
-    teachers = [python_teacher(*arguments, wait=False, **options) for _ in range(count)]
+    """So many of one kind, started side by side, at ports that are theirs when they come again."""
+    teachers = [
+        python_teacher(*arguments, wait=False, port=free_port(), **options) for _ in range(count)
+    ]
     return [teacher.wait_until_ready() for teacher in teachers]
 
 
