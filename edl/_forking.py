@@ -12,10 +12,13 @@ import logging
 import os
 import threading
 import time
+import weakref
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, TypeVar
 
 logger = logging.getLogger(__name__)
+
+Owner = TypeVar("Owner")
 
 
 @dataclass
@@ -41,13 +44,21 @@ class _Noted:
 _noted: dict[threading.Thread, _Noted] = {}
 
 
-def note_thread(thread: threading.Thread, is_told_to_end: Callable[[], bool]) -> None:
-    """Let ``thread``, which has been started, be waited for before a fork once it is told to end;
-    it does so soon afterwards.
+def note_thread(
+    thread: threading.Thread, owner: Owner, is_told_to_end: Callable[[Owner], bool]
+) -> None:
+    """Let ``thread``, which has been started, be waited for before a fork once it is told to end,
+    as ``owner`` knows, or that is gone: the thread ends soon afterwards. ``owner`` is not kept.
     """
     if len(_noted) % 64 == 0:  # now and then, where nobody forks
         _forget_gone()
-    _noted[thread] = _Noted(thread, is_told_to_end)
+    reference = weakref.ref(owner)
+
+    def is_told() -> bool:
+        known = reference()
+        return known is None or is_told_to_end(known)
+
+    _noted[thread] = _Noted(thread, is_told)
 
 
 def wait_for_ending_threads(timeout: float) -> None:

@@ -45,7 +45,7 @@ class Loop:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
-        note_thread(self._thread, self.stopped.is_set)
+        note_thread(self._thread, self.stopped, threading.Event.is_set)
 
     def stop(self) -> None:
         """End after the current step. Does not wait: safe with any lock held, and in a step."""

@@ -17,10 +17,14 @@ def only_these(monkeypatch):
     monkeypatch.setattr(_forking, "_noted", {})
 
 
-def started(target, is_told_to_end=lambda: False):
+NEVER, AT_ONCE = threading.Event(), threading.Event()
+AT_ONCE.set()
+
+
+def started(target, told=NEVER):
     thread = threading.Thread(target=target, name="test-thread", daemon=True)
     thread.start()
-    note_thread(thread, is_told_to_end)
+    note_thread(thread, told, threading.Event.is_set)
     return thread
 
 
@@ -48,7 +52,7 @@ def test_so_is_one_that_has_been_told_to_end(caplog):
         time.sleep(0.3)
         ended.append(True)
 
-    started(go_on, told.is_set)
+    started(go_on, told)
     wait_for_ending_threads(60.0)
     assert not ended, "nobody has told it"
     told.set()
@@ -59,7 +63,7 @@ def test_so_is_one_that_has_been_told_to_end(caplog):
 
 def test_one_that_does_not_end_is_named_once_and_waited_for_no_more(caplog):
     release = threading.Event()
-    busy = started(release.wait, lambda: True)
+    busy = started(release.wait, AT_ONCE)
     slow = SlowEnds(1.0)
     started(slow.here)
     with caplog.at_level(logging.WARNING):
@@ -77,7 +81,7 @@ def test_a_thread_does_not_wait_for_itself():
     done = []
 
     def fork():
-        note_thread(threading.current_thread(), lambda: True)
+        note_thread(threading.current_thread(), AT_ONCE, threading.Event.is_set)
         done.append(took(60.0))
 
     started(fork).join()

@@ -39,8 +39,7 @@ class ReadAhead:
             daemon=True,
         )
         self.thread.start()
-        reference = weakref.ref(stream)
-        note_thread(self.thread, lambda: (known := reference()) is None or known.left)
+        note_thread(self.thread, stream, lambda stream: stream.left)
 
     def leave(self) -> None:
         """Nothing more is taken, and nobody will hold this object: the thread closes what it has

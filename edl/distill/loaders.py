@@ -13,6 +13,7 @@ import copy
 import functools
 import logging
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def _beside_no_ending_thread(begin: Callable[[Any], Any]) -> Callable[[Any], Any
             iterator = begin(loader)
         finally:
             loader.timeout = timeout
-        note_thread(iterator._thread, iterator._thread_done_event.is_set)
+        note_thread(iterator._thread, iterator._thread_done_event, threading.Event.is_set)
         return iterator
 
     return begin_then

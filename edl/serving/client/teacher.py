@@ -18,7 +18,6 @@ import ssl
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Optional, Union
 
@@ -154,11 +153,7 @@ class TeacherClient:
             target=self._receive_all, name=f"edl-receive-{endpoint}", daemon=True
         )
         self._receiver.start()
-        reference = weakref.ref(self)
-        note_thread(
-            self._receiver,
-            lambda: (known := reference()) is None or known.broken is not None,
-        )
+        note_thread(self._receiver, self, lambda client: client.broken is not None)
 
     def submit(
         self,
